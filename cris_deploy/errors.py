@@ -1,0 +1,53 @@
+"""The errors this project raises on purpose.
+
+Every one derives from `CrisError`: a caller can catch that one type, and every console turns it
+into one line on stderr and exit code 2.
+"""
+
+
+class CrisError(Exception):
+    """Base of all deliberate errors; the message names the argument and the remedy."""
+
+
+class InputError(CrisError):
+    """An argument of a call or a command is unusable (wrong type, range, path, shape)."""
+
+
+class ImageError(CrisError):
+    """An image cannot be read: missing, empty, corrupt, not an image, or over the pixel limit."""
+
+
+class ExpressionError(CrisError):
+    """A referring expression is not usable: not a string, or empty after cleaning."""
+
+
+class CheckpointError(CrisError):
+    """A checkpoint cannot be used: missing, truncated, not a checkpoint, or of another model."""
+
+
+class BundleError(CrisError):
+    """A bundle cannot be used: missing or changed files, or a newer format."""
+
+
+class BackendError(CrisError):
+    """A runtime, device or precision that was asked for cannot be had; says what to install."""
+
+
+class ExportError(CrisError):
+    """An export failed before a bundle existed."""
+
+
+class ParityError(ExportError):
+    """The exported graph does not give the checkpoint's masks within the asked budget."""
+
+
+class KernelError(CrisError):
+    """The compiled extension is present but cannot be loaded: it was built wrongly."""
+
+
+class DataError(CrisError):
+    """A data set is missing, incomplete, or not in the format it claims."""
+
+
+class TrainingError(CrisError):
+    """Training cannot start or go on; says which value and what to do."""

@@ -1,0 +1,1 @@
+"""Training of CRIS: model, data, loop, metrics."""

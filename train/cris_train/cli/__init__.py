@@ -1,0 +1,1 @@
+"""Consoles of `cris_train`: thin parsers over typed functions."""

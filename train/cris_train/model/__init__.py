@@ -1,0 +1,9 @@
+"""The CRIS model: one file per part, `cris.py` shows the whole.
+
+Importing this package imports torch and open_clip; the runtime (`cris_deploy`) never does.
+"""
+
+from cris_train.model.config import TABLE_1, CrisConfig, Table1Row
+from cris_train.model.cris import Cris
+
+__all__ = ["TABLE_1", "Cris", "CrisConfig", "Table1Row"]
