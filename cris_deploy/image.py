@@ -35,7 +35,7 @@ Pixels: TypeAlias = NDArray[np.uint8]
 
 # Pillow's names of the formats that OpenCV decodes. Pillow only reads the header, so a format that
 # it alone knows would be of no use here.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF", "SUN")
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF", "SUN")
 _READABLE = "JPEG, PNG, WebP, BMP, TIFF, GIF, PPM, JPEG 2000 and AVIF are read"
 
 
@@ -155,7 +155,7 @@ def _decode_stream(stream: BinaryIO, name: str, max_pixels: int) -> Pixels:
     """Header first (what it is, how large), then the pixels."""
     head = stream.read(512)
     if not head:
-        raise ImageError(f"{name} is empty: give the bytes of an image")
+        raise ImageError(f"{name} is empty (0 bytes): fetch or save it again")
     header = _read_header(stream, head, name)
     _check_size(name, header.height, header.width, max_pixels)
     stream.seek(0)
@@ -182,7 +182,8 @@ def _read_header(stream: BinaryIO, head: bytes, name: str) -> Image.Image:
         if identifier not in Image.OPEN:
             continue
         factory, accept = Image.OPEN[identifier]
-        if accept is not None and accept(head[:16]) is not True:
+        # Plugins compare the first 16 bytes, and fail on fewer.
+        if accept is not None and accept(head[:16].ljust(16, b"\0")) is not True:
             continue
         stream.seek(0)
         try:

@@ -32,6 +32,10 @@ PATTERN: Final = rf"{START}|{END}|'s|'t|'re|'ve|'m|'ll|'d|[\p{{L}}]+|[\p{{N}}]|[
 _CACHED_WORDS = 16384
 
 
+class TruncationWarning(UserWarning):
+    """An expression is longer than the model reads; the result says so, too."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenBatch:
     """Tokens (n, word_len) int64, padded with 0, and per expression whether it was cut."""

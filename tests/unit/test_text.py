@@ -14,21 +14,37 @@ from cris_deploy.text import CONTEXT_LENGTH, Tokenizer, clean
 open_clip_tokenizer = pytest.importorskip("open_clip.tokenizer")
 
 TRAPS = (
-    "&amp;", "&amp;lt;", "&lt;b&gt;", "&#x27;s", "&nbsp;", "&#28;", "&#xD800;", "&quot", "&amp;amp;",
-    "\t", "\r\n", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x1f", "\x85", "\xa0", "\u2028", "\u2029",
-    "\u200b", "\u200d", "\ufeff", "\u3000", "\u1680", "\u180e", "\x00", "\x1b[31m", "\x7f",
-    "’s", "‘", "“red”", "'ſ", "'S", "'RE", "'lL", "'d", "K", "Å", "ﬁ", "İ", "ı", "ß", "ẞ", "ς", "Σ",
-    "<start_of_text>", "<end_of_text>", "<|endoftext|>", "<START_OF_TEXT>", "<ſtart_of_text>",
-    "<end_of_text", "!", "!!", "!@", "@!", "</w>", "Ġ", "\ud800", "\udc00", "\ufffd", "\uffff",
-    "👩‍🚀", "🏳️‍🌈", "👨‍👩‍👧‍👦", "🇩🇪", "1️⃣", "e\u0301\u0323", "الأيسر", "\u202eabc\u202c", "שמאל",
-    "左边的人", "ｗｉｄｅ", "한국어", "हिन्दी", "ไทย", "½", "٣", "Ⅷ", "x²", "–", "—", "…", "Ã©", "â€™",
-)  # fmt: skip
+    *("&amp;", "&amp;lt;", "&lt;b&gt;", "&#x27;s", "&nbsp;", "&#28;", "&#xD800;", "&quot"),
+    *("&amp;amp;", "&amp;nbsp;", "\t", "\r\n", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x1f"),
+    *("\x85", "\xa0", "\u2028", "\u2029", "\u200b", "\u200d", "\ufeff", "\u3000", "\u1680"),
+    *("\u180e", "\x00", "\x1b[31m", "\x7f", "’s", "‘", "“red”", "'ſ", "'S", "'RE", "'lL", "'d"),
+    *("\u212a", "\u212b", "ﬁ", "İ", "ı", "ß", "ẞ", "ς", "Σ", "<start_of_text>", "<end_of_text>"),
+    *("<|endoftext|>", "<START_OF_TEXT>", "<ſtart_of_text>", "<end_of_text", "!", "!!", "!@", "@!"),
+    *("</w>", "Ġ", "\ud800", "\udc00", "\ufffd", "\uffff", "👩\u200d🚀", "🏳\ufe0f\u200d🌈", "🇩🇪"),
+    *("👨\u200d👩\u200d👧", "1\ufe0f\u20e3", "e\u0301\u0323", "الأيسر", "\u202eabc\u202c", "שמאל"),
+    *(
+        "左边的人",
+        "ｗｉｄｅ",
+        "한국어",
+        "हिन्दी",
+        "ไทย",
+        "½",
+        "٣",
+        "Ⅷ",
+        "x²",
+        "–",
+        "—",
+        "…",
+        "Ã©",
+        "â€™",
+    ),
+)
 
 
 def random_strings(count: int, seed: int) -> list[str]:
     """Strings that mix words, every assigned and unassigned block of Unicode, and traps."""
     rng = random.Random(seed)
-    words = "the left man's red umbrella don't 2nd GIRL in-between o'clock (front) #3 I'll".split()
+    words = ("the", "left", "man's", "umbrella", "don't", "2nd", "GIRL", "in-between", "(front)")
 
     def block() -> str:
         start = rng.choice((rng.randrange(0x3000), rng.randrange(0x20000), rng.randrange(0x110000)))

@@ -11,6 +11,7 @@ import hashlib
 import os
 import pickle
 import tempfile
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ from cris_deploy.errors import CheckpointError, InputError
 from cris_train.model import Cris, CrisConfig
 
 PREFIX = "module."
+PICKLE_START = b"\x80"
 
 
 @dataclass(frozen=True)
@@ -178,10 +180,17 @@ def _read(path: Path) -> Any:
         raise CheckpointError(f"{path}: a checkpoint is a file, this is not")
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path}: the file is empty")
+    zipped = zipfile.is_zipfile(path)
+    with path.open("rb") as file:
+        pickled = file.read(1) == PICKLE_START
+    if not zipped and not pickled:
+        raise CheckpointError(f"{path}: truncated or not a PyTorch checkpoint; copy the file again")
     try:
         # The scheduler of the reference keeps its milestones in a Counter.
-        with torch.serialization.safe_globals([Counter]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=_mappable(path))
+        with torch.serialization.safe_globals([Counter]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle's protocol; the errors still raise
+            # A zip archive can be mapped, which halves the memory of an export.
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         reason = str(error)
         if "Unsupported" in reason or "GLOBAL" in reason:
@@ -189,7 +198,7 @@ def _read(path: Path) -> Any:
                 f"{path}: holds objects other than tensors and plain values, which loading would "
                 f"have to execute; refused. Save its state_dict alone and use that"
             ) from error
-        raise CheckpointError(f"{path}: not a PyTorch checkpoint") from error
+        raise CheckpointError(f"{path}: truncated or not a PyTorch checkpoint") from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # torch.load raises what its parts raise, per kind of damage
@@ -197,11 +206,6 @@ def _read(path: Path) -> Any:
             f"{path}: truncated or not a PyTorch checkpoint ({type(error).__name__}); "
             f"copy the file again"
         ) from error
-
-
-def _mappable(path: Path) -> bool:
-    """Zip archives can be mapped, which halves the memory of an export; old files cannot."""
-    return zipfile.is_zipfile(path)
 
 
 def _config(path: Path, given: object, state: Mapping[str, Tensor]) -> CrisConfig:

@@ -1,5 +1,7 @@
 """The projector: the sentence becomes a filter, the filter finds its pixels (CRIS, eq. 8 to 10)."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -59,6 +61,11 @@ class Projector(nn.Module):
             self.txt = nn.Linear(config.embed_dim, half * 9 + 1)
         else:
             self.out = nn.Conv2d(half, 1, 3, padding=1)
+
+    @property
+    def last(self) -> nn.Conv2d:
+        """The 1x1 convolution, with bias and without ReLU, that ends the visual branch."""
+        return cast(nn.Conv2d, self.vis[4])
 
     def forward(self, fused: Tensor, sentence: Tensor) -> Tensor:
         """Map (B, W, S/16, S/16), sentence (B, embed_dim) -> logits (B, 1, S/4, S/4)."""

@@ -1,0 +1,1 @@
+"""Benchmarks: a bundle becomes numbers that anyone can reproduce."""

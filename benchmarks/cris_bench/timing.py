@@ -1,0 +1,77 @@
+"""The reference's speed protocol, interleaved so that a drifting machine cannot favour anyone."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Raw times of one contestant.
+
+    Attributes:
+        name: The contestant.
+        seconds: One entry per timed pass, in order.
+    """
+
+    name: str
+    seconds: tuple[float, ...]
+
+    @property
+    def median_ms(self) -> float:
+        """Median time of a pass, milliseconds."""
+        return statistics.median(self.seconds) * 1e3
+
+    @property
+    def fps(self) -> float:
+        """Passes per second at the median."""
+        return 1e3 / self.median_ms
+
+    @property
+    def spread(self) -> float:
+        """Interquartile range over median: how far the machine can be trusted."""
+        if len(self.seconds) < 4:
+            return float("nan")
+        low, middle, high = statistics.quantiles(self.seconds, n=4)
+        return (high - low) / middle
+
+
+def interleave(
+    contestants: Mapping[str, Callable[[], object]],
+    *,
+    warmup: int,
+    iterations: int,
+    tick: Callable[[], object] = lambda: None,
+) -> list[Timing]:
+    """Time contestants in turn: one pass of each, then the next round.
+
+    The reference times one model's passes one by one; here every round also holds the others', so
+    that a ratio compares passes made within a second of each other.
+
+    Args:
+        contestants: Name -> a call that returns when its work is done.
+        warmup: Untimed rounds first.
+        iterations: Timed rounds.
+        tick: Called after every pass, for a progress bar.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for round_ in range(warmup + iterations):
+        for name, run in contestants.items():
+            start = time.perf_counter()
+            run()
+            elapsed = time.perf_counter() - start
+            if round_ >= warmup:
+                seconds[name].append(elapsed)
+            tick()
+    return [Timing(name, tuple(values)) for name, values in seconds.items()]
+
+
+def paired_ratio(baseline: Timing, other: Timing) -> float:
+    """How many times faster `other` is: the median over rounds of the ratio within a round."""
+    ratios: Sequence[float] = [
+        slow / fast for slow, fast in zip(baseline.seconds, other.seconds, strict=True)
+    ]
+    return statistics.median(ratios)

@@ -1,0 +1,70 @@
+"""Deployment engine for CRIS, CLIP-driven referring image segmentation.
+
+from cris_deploy import Engine
+
+result = Engine("model.bundle").segment("photo.jpg", "the man in red")
+result.mask  # (H, W) bool
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cris_deploy.engine import Engine, EngineInfo, Scene
+    from cris_deploy.errors import (
+        BackendError,
+        BundleError,
+        CrisError,
+        ExpressionError,
+        ImageError,
+        InputError,
+    )
+    from cris_deploy.segmentation import Segmentation
+    from cris_deploy.text import TruncationWarning
+
+__all__ = [
+    "BackendError",
+    "BundleError",
+    "CrisError",
+    "Engine",
+    "EngineInfo",
+    "ExpressionError",
+    "ImageError",
+    "InputError",
+    "Scene",
+    "Segmentation",
+    "TruncationWarning",
+    "__version__",
+]
+
+_MODULES = {
+    "engine": ("Engine", "EngineInfo", "Scene"),
+    "errors": (
+        "BackendError",
+        "BundleError",
+        "CrisError",
+        "ExpressionError",
+        "ImageError",
+        "InputError",
+    ),
+    "segmentation": ("Segmentation",),
+    "text": ("TruncationWarning",),
+}
+
+
+def __getattr__(name: str) -> object:
+    # Names are imported when first used, so that importing this package costs nothing.
+    import importlib
+    import importlib.metadata
+
+    if name == "__version__":
+        return importlib.metadata.version("cris-deploy")
+    for module, names in _MODULES.items():
+        if name in names:
+            value: object = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,271 @@
+"""cris-segment: masks and overlay pictures from a bundle, images and expressions."""
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cris_deploy.backends import AUTO, BackendName, Device
+from cris_deploy.cli import guarded, one_line
+from cris_deploy.cli.jobs import BadEntry, Job, read_jobs
+from cris_deploy.errors import CrisError, InputError
+from cris_deploy.image import MAX_PIXELS, Pixels
+from cris_deploy.segmentation import Segmentation
+
+_EPILOG = """\
+IMAGE may be a folder (all images in it), or a .jsonl file whose lines are
+  {"image": "a.jpg", "expression": "the man in red"}   or "expressions": ["...", "..."]
+with paths relative to the file. Written are, per image, NAME.mask-1.png, NAME.mask-2.png, ...
+(0 and 255, one per expression) and NAME.overlay.png. Exit code 2 if anything could not be done.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """One expression's result and the file of its mask."""
+
+    segmentation: Segmentation
+    mask: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What became of one job: what was written, and what went wrong."""
+
+    job: Job | BadEntry
+    results: tuple[Written, ...] = ()
+    overlay: Path | None = None
+    problems: tuple[str, ...] = ()
+
+    def messages(self) -> Iterator[str]:
+        """Give the problems with the line of the list and the image they belong to."""
+        line = f"line {self.job.line}: " if self.job.line is not None else ""
+        image = str(self.job.image) if isinstance(self.job, Job) else ""
+        for problem in self.problems:
+            # Problems of the image itself name it already.
+            yield f"{line}{problem}" if image in problem else f"{line}{image}: {problem}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the report as plain data."""
+        document: dict[str, Any] = {}
+        if self.job.line is not None:
+            document["line"] = self.job.line
+        if isinstance(self.job, Job):
+            document["image"] = str(self.job.image)
+        if self.results:
+            height, width = self.results[0].segmentation.mask.shape
+            document |= {"width": width, "height": height}
+        document["results"] = [
+            {
+                "expression": written.segmentation.expression,
+                "truncated": written.segmentation.truncated,
+                "score": round(written.segmentation.score, 6),
+                "area": written.segmentation.area,
+                "box": written.segmentation.box,
+                "rle": written.segmentation.rle(),
+                "mask": str(written.mask),
+            }
+            for written in self.results
+        ]
+        document["overlay"] = str(self.overlay) if self.overlay else None
+        document["errors"] = list(self.problems)
+        return document
+
+
+def segment_jobs(
+    bundle: Path,
+    jobs: Sequence[Job | BadEntry],
+    output: Path,
+    *,
+    backend: str = AUTO,
+    device: str = AUTO,
+    threads: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    batch_size: int = 8,
+) -> Iterator[Report]:
+    """Segment jobs and write their masks and overlays into `output`; one report per job, in order.
+
+    A job that fails is reported and the others are done. Raises CrisError for what concerns all:
+    the bundle, the backend, the output folder.
+    """
+    from cris_deploy.engine import Engine
+    from cris_deploy.stream import outcomes
+
+    engine = Engine(bundle, backend=backend, device=device, threads=threads, max_pixels=max_pixels)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"output {output} cannot be made: {error.strerror}") from None
+    pairs = (
+        (job.image, expression)
+        for job in jobs
+        if isinstance(job, Job)
+        for expression in job.expressions
+    )
+    with engine, outcomes(engine, pairs, batch_size) as stream:
+        for job in jobs:
+            if isinstance(job, BadEntry):
+                yield Report(job, problems=(job.problem,))
+                continue
+            found = [next(stream) for _ in job.expressions]
+            yield _write(job, found, output, max_pixels)
+
+
+def _write(
+    job: Job, found: Sequence[Segmentation | Exception], output: Path, max_pixels: int
+) -> Report:
+    from cris_deploy import image, overlay
+
+    problems = []
+    done: list[tuple[int, Segmentation]] = []
+    for index, outcome in enumerate(found):
+        if isinstance(outcome, Segmentation):
+            done.append((index, outcome))
+        elif isinstance(outcome, CrisError):
+            problems.append(one_line(outcome))
+        else:
+            raise outcome
+    written: list[Written] = []
+    picture_path = None
+    try:
+        for index, segmentation in done:
+            path = output / f"{job.name}.mask-{index + 1}.png"
+            _write_png(path, segmentation.mask.astype("uint8") * 255)
+            written.append(Written(segmentation, path))
+        if done:
+            rgb = image.decode(job.image, max_pixels)
+            colours = [overlay.colour(index) for index, _ in done]
+            picture = overlay.draw(rgb, [item.mask for _, item in done], colours)
+            if len(done) > 1:
+                texts = [item.expression for _, item in done]
+                picture = overlay.add_legend(picture, list(zip(texts, colours, strict=True)))
+            picture_path = output / f"{job.name}.overlay.png"
+            _write_png(picture_path, picture[:, :, ::-1])  # OpenCV writes BGR
+    except CrisError as error:
+        problems.append(one_line(error))
+    # One bad image fails once per expression, with the same words.
+    return Report(job, tuple(written), picture_path, tuple(dict.fromkeys(problems)))
+
+
+def _write_png(path: Path, pixels: Pixels) -> None:
+    import cv2
+
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        try:
+            partial.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"output {path} cannot be written: {error.strerror}") from None
+
+
+def _print_reports(reports: Iterable[Report], total: int, as_json: bool) -> int:
+    from tqdm import tqdm
+
+    code = 0
+    # One image needs no bar; None hides it where stderr is no terminal.
+    bar = tqdm(reports, total=total, unit="image", disable=True if total == 1 else None)
+    for report in bar:
+        for message in report.messages():
+            bar.write(f"cris-segment: error: {message}", file=sys.stderr)
+            code = 2
+        text = json.dumps(report.to_json()) if as_json else _describe(report)
+        if text:
+            bar.write(text, file=sys.stdout)
+            sys.stdout.flush()
+    return code
+
+
+def _describe(report: Report) -> str:
+    lines = []
+    for written in report.results:
+        item = written.segmentation
+        share = 100 * item.area / item.mask.size
+        place = "nothing found" if item.box is None else f"box {','.join(map(str, item.box))}"
+        cut = "  (expression cut)" if item.truncated else ""
+        lines.append(
+            f"{written.mask}  {item.expression!r}{cut}  {item.area} px ({share:.1f}%)  {place}  "
+            f"score {item.score:.3f}"
+        )
+    return "\n".join([*lines, str(report.overlay)]) if report.overlay else "\n".join(lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cris-segment",
+        description="Find what expressions refer to in images.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="what cris-export wrote")
+    parser.add_argument("image", type=Path, metavar="IMAGE", help="image, folder, or .jsonl file")
+    parser.add_argument("expressions", nargs="*", metavar="EXPRESSION", help="what to find")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("segmented"),
+        metavar="DIR",
+        help="folder for masks and overlays (default: segmented)",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object per image on stdout")
+    parser.add_argument(
+        "--backend", default=AUTO, choices=[AUTO, *BackendName], help="runtime (default: auto)"
+    )
+    parser.add_argument(
+        "--device", default=AUTO, choices=[AUTO, *Device], help="device (default: auto)"
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        default=MAX_PIXELS,
+        metavar="N",
+        help=f"refuse larger images (default: {MAX_PIXELS:,})",
+    )
+    return parser
+
+
+def _quieten() -> None:
+    """Leave stderr to our own lines: the problems that libraries print there are reported."""
+    import cv2
+
+    from cris_deploy.text import TruncationWarning
+
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    warnings.simplefilter("ignore", TruncationWarning)
+    warnings.filterwarnings("ignore", module="PIL")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run cris-segment; gives the exit code."""
+    arguments = _parser().parse_args(argv)
+
+    def action() -> int:
+        _quieten()
+        if arguments.image.is_dir() and arguments.output.resolve() == arguments.image.resolve():
+            raise InputError(f"output {arguments.output} is the folder of the images: give another")
+        jobs = read_jobs(arguments.image, arguments.expressions)
+        reports = segment_jobs(
+            arguments.bundle,
+            jobs,
+            arguments.output,
+            backend=arguments.backend,
+            device=arguments.device,
+            threads=arguments.threads,
+            max_pixels=arguments.max_pixels,
+        )
+        return _print_reports(reports, len(jobs), arguments.json)
+
+    return guarded("cris-segment", action)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,20 @@
+"""Fixtures for all tests."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_bundle import write_bundle
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small valid bundle; shared, so not to be changed."""
+    return write_bundle(tmp_path_factory.mktemp("tiny") / "tiny.bundle")
+
+
+@pytest.fixture
+def own_bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the small bundle that the test may damage."""
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "own.bundle"))

@@ -1,0 +1,303 @@
+"""Bundles: complete or not there, and read only when nothing was changed."""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cris_deploy.bundle import (
+    FORMAT,
+    MANIFEST,
+    WEIGHTS,
+    Bundle,
+    BundleWriter,
+    GraphName,
+    Manifest,
+)
+from cris_deploy.errors import BundleError, InputError
+from tests import tiny_bundle as tiny
+
+
+def test_round_trip(tiny_bundle):
+    bundle = Bundle.open(tiny_bundle)
+    written = tiny.manifest(dict(bundle.manifest.graphs))
+    assert dataclasses.replace(bundle.manifest, files={}) == written
+    assert set(bundle.manifest.files) == {
+        *(f"{name}.onnx" for name in GraphName),
+        *("tokenizer.json", WEIGHTS, "samples/0.png", "samples/0.npy"),
+    }
+    assert bundle.graph(GraphName.FULL).is_file()
+    assert bundle.tokenizer.is_file()
+    (sample,) = bundle.manifest.samples
+    assert bundle.sample_image(sample).is_file()
+    assert bundle.sample_logits(sample).shape == (tiny.SIZE // 4, tiny.SIZE // 4)
+
+
+def test_parity_may_be_absent(tiny_bundle):
+    manifest = Bundle.open(tiny_bundle).manifest
+    without = dataclasses.replace(manifest, parity=None)
+    assert Manifest.from_json(without.to_json(), "m") == without
+
+
+@pytest.mark.parametrize("name", ["full.onnx", WEIGHTS, "samples/0.npy", "tokenizer.json"])
+def test_one_changed_byte(own_bundle, name):
+    path = own_bundle / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(BundleError, match=rf"{name} was changed"):
+        Bundle.open(own_bundle)
+    Bundle.open(own_bundle, verify=False)  # waived
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_missing_short_and_extra_files(own_bundle, verify):
+    (own_bundle / "notes.txt").write_text("extra files are ignored")
+    Bundle.open(own_bundle, verify=verify)
+    weights = (own_bundle / WEIGHTS).read_bytes()
+    (own_bundle / WEIGHTS).write_bytes(weights[:-1])
+    with pytest.raises(BundleError, match=rf"{WEIGHTS} has .* bytes instead of"):
+        Bundle.open(own_bundle, verify=verify)
+    (own_bundle / WEIGHTS).unlink()
+    with pytest.raises(BundleError, match=rf"{WEIGHTS} is missing"):
+        Bundle.open(own_bundle, verify=verify)
+
+
+def test_directory_instead_of_file(own_bundle):
+    (own_bundle / WEIGHTS).unlink()
+    (own_bundle / WEIGHTS).mkdir()
+    with pytest.raises(BundleError, match="not a file"):
+        Bundle.open(own_bundle)
+
+
+def test_link_out_of_the_bundle(own_bundle, tmp_path):
+    outside = tmp_path / "weights"
+    (own_bundle / WEIGHTS).rename(outside)
+    (own_bundle / WEIGHTS).symlink_to(outside)
+    with pytest.raises(BundleError, match="link out of the bundle"):
+        Bundle.open(own_bundle)
+    (own_bundle / WEIGHTS).unlink()
+    (own_bundle / WEIGHTS).symlink_to(WEIGHTS)  # a loop
+    with pytest.raises(BundleError, match=WEIGHTS):
+        Bundle.open(own_bundle)
+
+
+def test_link_inside_and_link_to_the_bundle(own_bundle, tmp_path):
+    (own_bundle / WEIGHTS).rename(own_bundle / "real.bin")
+    (own_bundle / WEIGHTS).symlink_to("real.bin")
+    (tmp_path / "link").symlink_to(own_bundle)
+    Bundle.open(tmp_path / "link")
+
+
+def test_not_a_bundle(tmp_path):
+    with pytest.raises(BundleError, match=r"does not exist.*cris-export"):
+        Bundle.open(tmp_path / "none")
+    with pytest.raises(BundleError, match="has no manifest"):
+        Bundle.open(tmp_path)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(BundleError, match="not a directory"):
+        Bundle.open(tmp_path / "file")
+
+
+def edit(bundle: Path, *keys, value) -> None:
+    path = bundle / MANIFEST
+    document = json.loads(path.read_text())
+    target = document
+    for key in keys[:-1]:
+        target = target[key]
+    if value is KeyError:
+        del target[keys[-1]]
+    else:
+        target[keys[-1]] = value
+    path.write_text(json.dumps(document))
+
+
+def test_newer_format(own_bundle):
+    edit(own_bundle, "format", value=FORMAT + 1)
+    edit(own_bundle, "graphs", value="something new")  # the format is looked at first
+    with pytest.raises(BundleError, match="upgrade cris-deploy"):
+        Bundle.open(own_bundle)
+
+
+def test_unknown_keys_are_ignored(own_bundle):
+    edit(own_bundle, "comment", value={"by": "someone"})
+    edit(own_bundle, "model", "colour", value=3)
+    Bundle.open(own_bundle)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "field"),
+    [
+        (("format",), True, "format"),
+        (("format",), 0, "format"),
+        (("format",), "1", "format"),
+        (("model",), [], "model"),
+        (("model", "input_size"), 416.5, "model.input_size"),
+        (("model", "word_len"), KeyError, "model.word_len is missing"),
+        (("model", "threshold"), 1.5, "model.threshold"),
+        (("model", "threshold"), float("nan"), "model.threshold"),
+        (("model", "contrastive"), 1, "model.contrastive"),
+        (("model", "checkpoint_sha256"), "abc", "model.checkpoint_sha256"),
+        (("precision",), "fp8", "precision"),
+        (("precision",), ["fp32"], "precision"),
+        (("graphs", "full"), KeyError, "graphs.full is missing"),
+        (("graphs", "full", "file"), "other.onnx", "graphs.full.file"),
+        (("graphs", "full", "inputs", 0, "dtype"), "int8", r"graphs.full.inputs\[0\].dtype"),
+        (("graphs", "full", "inputs", 0, "shape"), ["n", 0], r"shape\[1\]"),
+        (("graphs", "full", "inputs"), {}, "graphs.full.inputs"),
+        (("versions", "onnx"), 1, "versions.onnx"),
+        (("samples", 0, "image"), "../0.png", r"samples\[0\].image"),
+        (("samples",), None, "samples"),
+        (("parity", "passed"), "yes", "parity.passed"),
+        (("created",), 5, "created"),
+        (("files",), [], "files"),
+        (("files", "full.onnx"), None, "files.full.onnx"),
+        (("files", WEIGHTS, "bytes"), -1, "files.weights.bin.bytes"),
+        (("files", "tokenizer.json"), KeyError, "tokenizer.json"),
+    ],
+)
+def test_wrong_field_is_named(own_bundle, keys, value, field):
+    edit(own_bundle, *keys, value=value)
+    with pytest.raises(BundleError, match=field):
+        Bundle.open(own_bundle)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["/etc/passwd", "../x", "a/../../x", "", ".", "a//b", "./a", "a\\b", "C:x", "a\0b", ".."],
+)
+def test_names_that_leave_the_bundle(own_bundle, name):
+    edit(own_bundle, "files", name, value={"sha256": "0" * 64, "bytes": 0})
+    with pytest.raises(BundleError, match="relative path inside"):
+        Bundle.open(own_bundle)
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"[]", b"3", b"\xff\xfe", b"[" * 100_000, b'{"format": ' + b"9" * 5000]
+)
+def test_manifest_that_is_not_one(own_bundle, text):
+    (own_bundle / MANIFEST).write_bytes(text)
+    with pytest.raises(BundleError, match=MANIFEST):
+        Bundle.open(own_bundle)
+
+
+def test_pickled_sample_is_refused(own_bundle):
+    path = own_bundle / "samples/0.npy"
+    np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    edit(own_bundle, "files", "samples/0.npy", "bytes", value=path.stat().st_size)
+    bundle = Bundle.open(own_bundle, verify=False)
+    with pytest.raises(BundleError, match="cannot be read"):
+        bundle.sample_logits(bundle.manifest.samples[0])
+
+
+def test_nothing_appears_without_commit(tmp_path):
+    path = tmp_path / "x.bundle"
+    with BundleWriter(path) as writer:
+        writer.write_manifest(tiny.fill(writer.directory))
+        assert Bundle.open(writer.directory).manifest.model.architecture == "tiny"
+        assert not path.exists()
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ZeroDivisionError), BundleWriter(path) as writer:
+        raise ZeroDivisionError(tiny.fill(writer.directory))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_commit_without_manifest(tmp_path):
+    with BundleWriter(tmp_path / "x") as writer, pytest.raises(BundleError, match="no manifest"):
+        writer.commit()
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_existing_bundle_is_replaced_at_commit(own_bundle, monkeypatch, can_exchange):
+    if not can_exchange:
+        monkeypatch.setattr("cris_deploy.bundle._exchange", lambda first, second: False)
+    (own_bundle / "old").write_text("old")
+    with BundleWriter(own_bundle) as writer:
+        writer.write_manifest(tiny.fill(writer.directory))
+        assert (own_bundle / "old").exists()
+        writer.commit()
+    assert not (own_bundle / "old").exists()
+    Bundle.open(own_bundle)
+    assert list(own_bundle.parent.iterdir()) == [own_bundle]
+
+
+def test_existing_bundle_survives_failure(own_bundle):
+    with pytest.raises(ZeroDivisionError), BundleWriter(own_bundle):
+        raise ZeroDivisionError
+    Bundle.open(own_bundle)
+
+
+def test_other_things_are_not_replaced(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "thesis.tex").write_text("mine")
+    for name in ("file", "folder"):
+        with pytest.raises(InputError, match="not a bundle"), BundleWriter(tmp_path / name):
+            pass
+    assert (tmp_path / "folder" / "thesis.tex").read_text() == "mine"
+    (tmp_path / "empty").mkdir()
+    tiny.write_bundle(tmp_path / "empty")  # an empty directory is nobody's loss
+    Bundle.open(tmp_path / "empty")
+
+
+def test_parents_are_made_and_unwritable_ones_reported(tmp_path):
+    Bundle.open(tiny.write_bundle(tmp_path / "a" / "b" / "x.bundle"))
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="cannot be written"), BundleWriter(tmp_path / "file/x"):
+        pass
+
+
+def test_adding_parity_does_not_hash_again(tmp_path, monkeypatch):
+    from cris_deploy import bundle as module
+
+    hashed = []
+    original = module._sha256
+    monkeypatch.setattr(module, "_sha256", lambda path: hashed.append(path.name) or original(path))
+    with BundleWriter(tmp_path / "x") as writer:
+        manifest = writer.write_manifest(dataclasses.replace(tiny.fill(writer.directory)))
+        count = len(hashed)
+        (writer.directory / "full.onnx").touch()
+        writer.write_manifest(dataclasses.replace(manifest, parity=None))
+        assert hashed[count:] == ["full.onnx"]
+        writer.commit()
+    assert Bundle.open(tmp_path / "x").manifest.parity is None
+
+
+def _write_and_wait(path, ready):
+    with BundleWriter(path) as writer:
+        writer.write_manifest(tiny.fill(writer.directory))
+        ready.set()
+        time.sleep(60)
+
+
+def test_killed_writer_leaves_nothing_under_the_name(tmp_path):
+    path = tmp_path / "x.bundle"
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    process = context.Process(target=_write_and_wait, args=(path, ready))
+    process.start()
+    assert ready.wait(30)
+    assert not path.exists()
+    (living,) = tmp_path.iterdir()
+    tiny.write_bundle(path)
+    assert living.exists()  # a living writer's directory is left alone
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    tiny.write_bundle(path)
+    assert list(tmp_path.iterdir()) == [path]
+    Bundle.open(path)
+
+
+def test_bundle_set_aside_by_a_killed_writer_comes_back(own_bundle):
+    aside = own_bundle.with_name(f".{own_bundle.name}.0123abcd.replaced")
+    own_bundle.rename(aside)
+    with BundleWriter(own_bundle):
+        pass
+    Bundle.open(own_bundle)
+    assert not aside.exists()
