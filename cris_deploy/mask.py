@@ -94,7 +94,7 @@ class UpsampledMask:
 def kernels_status() -> KernelsStatus:
     """Say whether the compiled extension is in use, and with what. Queries no GPU. Never raises."""
     try:
-        kernels = _load()
+        kernels = load_kernels()
     except KernelError as error:
         return KernelsStatus(KernelsBuild.WRONGLY_BUILT, reason=str(error))
     if kernels is None:
@@ -103,7 +103,7 @@ def kernels_status() -> KernelsStatus:
             reason="cris_deploy._kernels is absent, OpenCV is used instead: "
             "install with a C++ compiler at hand (pip install .) for the fast mask step",
         )
-    cuda = tuple(int(name) for name in kernels.CUDA_ARCHITECTURES.split(";") if name)
+    cuda = tuple(int(name) for name in kernels.CUDA_ARCHITECTURES.split(",") if name)
     return KernelsStatus(KernelsBuild.BUILT, simd=kernels.simd(), cuda=cuda)
 
 
@@ -150,12 +150,12 @@ def upsample_masks(
         else [float(value) for value in thresholds]
     )
     boxes = [Letterbox(height, width, input_size) for height, width in sizes]
-    kernels = _load()
+    kernels = load_kernels()
     if kernels is None:
         return _upsample_opencv(logits, boxes, limits, outputs, upsampling, out)
     results = kernels.upsample(
         np.ascontiguousarray(logits),
-        [_frame(kernels, box) for box in boxes],
+        [kernel_frame(kernels, box) for box in boxes],
         limits,
         input_size,
         direct=upsampling is Upsampling.DIRECT,
@@ -204,15 +204,19 @@ def rle(mask: Mask) -> str:
 
     Raises InputError, and KernelError if the extension is there but cannot be loaded.
     """
-    kernels = _load()
+    kernels = load_kernels()
     if kernels is not None:
         return str(kernels.rle(np.ascontiguousarray(_checked(mask))))
     return _rle_numpy(_checked(mask))
 
 
 @cache
-def _load() -> ModuleType | None:
-    # Absent and broken are told apart: a file that is there was meant to be used.
+def load_kernels() -> ModuleType | None:
+    """Import the compiled extension; None where it has not been built.
+
+    Raises KernelError if it is there but cannot be loaded: a file that is there was meant to be
+    used, so nothing falls back silently.
+    """
     if importlib.util.find_spec(_EXTENSION) is None:
         return None
     remedy = "build it again (pip install --force-reinstall --no-deps .)"
@@ -231,7 +235,8 @@ def _load() -> ModuleType | None:
 
 
 @lru_cache(maxsize=256)
-def _frame(kernels: ModuleType, box: Letterbox) -> object:
+def kernel_frame(kernels: ModuleType, box: Letterbox) -> object:
+    """Give a letterbox in the form the extension takes."""
     matrix = box.matrix  # no rotation or shear
     return kernels.Frame(
         box.height,

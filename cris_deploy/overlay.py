@@ -57,7 +57,7 @@ def draw(rgb: Pixels, masks: Sequence[NDArray[np.bool_]], colours: Sequence[Colo
     for mask, tint in zip(masks, colours, strict=True):
         contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         # Light on dark on colour: one of the three differs from whatever lies behind.
-        for line, width_of_line in ((_DARK, 5), (_LIGHT, 4), (tint, 2)):
+        for line, width_of_line in ((_DARK, 5), (_LIGHT, 3), (tint, 1)):
             cv2.drawContours(picture, contours, -1, line, thickness * width_of_line, cv2.LINE_AA)
     return picture
 

@@ -117,7 +117,8 @@ CRIS_INLINE int resize_taps(int i, int source, int square, double weight[kResize
 // `Resize` gives sample i of the input square as resize_taps does; a table or the function itself.
 template <class Resize>
 CRIS_INLINE Taps axis_taps(const Axis& axis, int position, const Resize& resize) {
-  Taps taps = {kPad, {0.0f, 0.0f, 0.0f, 0.0f, 0.0f}};
+  // The least base there is (the greatest below), so that bases ascend with the position.
+  Taps taps = {kPad - 1, {0.0f, 0.0f, 0.0f, 0.0f, 0.0f}};
   const double at = axis.scale * position + axis.offset;
   double cubic[kResizeTaps];
   if (axis.direct) {
@@ -136,7 +137,7 @@ CRIS_INLINE Taps axis_taps(const Axis& axis, int position, const Resize& resize)
   // the conversion to int, which could overflow.
   if (!(at > -2.0)) return taps;
   if (!(at < axis.square + 1.0)) {
-    taps.base = axis.source - 1 + kPad;  // keeps the bases in ascending order
+    taps.base = axis.source - 2 + kPad;
     return taps;
   }
   const int cell = static_cast<int>(at + 2.0) - 2;  // floor: at + 2 > 0
@@ -160,6 +161,71 @@ CRIS_INLINE Taps axis_taps(const Axis& axis, int position, const Resize& resize)
   if (first >= 0) taps.base = first;
   for (int k = 0; k < kTaps; ++k) taps.weight[k] = static_cast<float>(sum[k]);
   return taps;
+}
+
+// --- letterbox
+
+// CLIP's channel statistics, RGB, in units of the 0..1 range.
+constexpr int kChannels = 3;
+CRIS_INLINE float channel_mean(int channel) {
+  return channel == 0 ? 0.48145466f : channel == 1 ? 0.4578275f : 0.40821073f;
+}
+CRIS_INLINE float channel_deviation(int channel) {
+  return channel == 0 ? 0.26862954f : channel == 1 ? 0.26130258f : 0.27577711f;
+}
+
+// The colour of the padding: 255 times the mean, as a byte.
+CRIS_INLINE float channel_border(int channel) {
+  return channel == 0 ? 123.0f : channel == 1 ? 117.0f : 104.0f;
+}
+
+// From the input square back to the image, per axis: image = scale * square + offset.
+struct Letterbox {
+  int height, width, square;
+  double scale_y, offset_y, scale_x, offset_x;
+};
+
+CRIS_INLINE float round_to_byte(float value) {
+  const float clamped = value > 0.0f ? (value < 255.0f ? value : 255.0f) : 0.0f;
+  return (clamped + 8388608.0f) - 8388608.0f;  // to the nearest, ties to even
+}
+
+// One pixel (x, y) of the square, normalised: bicubic from rgb (height, width, 3), rounded to a
+// byte as the 8-bit warp of training does.
+CRIS_INLINE void letterbox_pixel(const uint8_t* rgb, const Letterbox& box, int x, int y,
+                                 float out[kChannels]) {
+  const double at_x = box.scale_x * x + box.offset_x, at_y = box.scale_y * y + box.offset_y;
+  float sum[kChannels];
+  // Further out than the filter reaches there is only border.
+  const bool inside =
+      at_x > -3.0 && at_x < box.width + 2.0 && at_y > -3.0 && at_y < box.height + 2.0;
+  if (inside) {
+    const int cell_x = static_cast<int>(at_x + 3.0) - 3, cell_y = static_cast<int>(at_y + 3.0) - 3;
+    double wide_x[kResizeTaps], wide_y[kResizeTaps];
+    cubic_weights(at_x - cell_x, wide_x);
+    cubic_weights(at_y - cell_y, wide_y);
+    for (int channel = 0; channel < kChannels; ++channel) sum[channel] = 0.0f;
+    for (int j = 0; j < kResizeTaps; ++j) {
+      const int row = cell_y - 1 + j;
+      float line[kChannels] = {0.0f, 0.0f, 0.0f};
+      for (int i = 0; i < kResizeTaps; ++i) {
+        const int column = cell_x - 1 + i;
+        const bool there = row >= 0 && row < box.height && column >= 0 && column < box.width;
+        const uint8_t* pixel =
+            rgb + (there ? (static_cast<int64_t>(row) * box.width + column) * kChannels : 0);
+        for (int channel = 0; channel < kChannels; ++channel)
+          line[channel] = fused(
+              static_cast<float>(wide_x[i]),
+              there ? static_cast<float>(pixel[channel]) : channel_border(channel), line[channel]);
+      }
+      for (int channel = 0; channel < kChannels; ++channel)
+        sum[channel] = fused(static_cast<float>(wide_y[j]), line[channel], sum[channel]);
+    }
+  }
+  for (int channel = 0; channel < kChannels; ++channel) {
+    const float byte = inside ? round_to_byte(sum[channel]) : channel_border(channel);
+    out[channel] = (byte / 255.0f - channel_mean(channel)) / channel_deviation(channel);
+  }
 }
 
 }  // namespace cris

@@ -31,8 +31,8 @@ struct MaskResult {
   std::string counts;         // COCO's compressed run lengths
 };
 
-// Runs all items on at most `threads` threads (0: as many as the process may use). Every argument
-// has been checked. May be called from many threads at once.
+// Runs all items on at most `threads` threads (0: as many as the process may use), on fewer where
+// there is little to do. Every argument has been checked. May be called from many threads at once.
 void upsample(const MaskItem* items, MaskResult* results, int count, int threads);
 
 // COCO's compressed run lengths of a mask (height, width) of bytes, zero or not.

@@ -24,6 +24,16 @@ Frame make_frame(int64_t height, int64_t width, double scale_y, double offset_y,
   return {static_cast<int>(height), static_cast<int>(width), scale_y, offset_y, scale_x, offset_x};
 }
 
+Letterbox inverse(const Frame& frame, int square) {
+  return {frame.height,
+          frame.width,
+          square,
+          1.0 / frame.scale_y,
+          -frame.offset_y / frame.scale_y,
+          1.0 / frame.scale_x,
+          -frame.offset_x / frame.scale_x};
+}
+
 std::vector<float> check_thresholds(const std::vector<double>& thresholds, size_t count) {
   if (thresholds.size() != count)
     throw InputError("thresholds has " + std::to_string(thresholds.size()) + " values for " +

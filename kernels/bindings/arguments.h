@@ -20,6 +20,11 @@ struct InputError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// Becomes cris_deploy.errors.BackendError: the device cannot do what was asked.
+struct DeviceError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 // How one image lies in the input square: square = scale * image + offset, on both axes.
 struct Frame {
   int height, width;
@@ -28,6 +33,9 @@ struct Frame {
 
 Frame make_frame(int64_t height, int64_t width, double scale_y, double offset_y, double scale_x,
                  double offset_x);
+
+// The map of a frame from an input square of side `square` back to its image.
+Letterbox inverse(const Frame& frame, int square);
 
 // One threshold per frame.
 std::vector<float> check_thresholds(const std::vector<double>& thresholds, size_t count);

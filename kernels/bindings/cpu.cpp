@@ -116,6 +116,34 @@ std::string rle_cpu(const py::array& mask) {
   return encode_mask(data, height, width);
 }
 
+py::array letterbox_cpu(const py::array& rgb, const Frame& frame, int64_t size) {
+  if (rgb.dtype().kind() != 'u' || rgb.itemsize() != 1)
+    throw InputError("rgb has dtype " + std::string(py::str(rgb.dtype())) + ": it must be uint8");
+  if (rgb.ndim() != 3 || rgb.shape(0) != frame.height || rgb.shape(1) != frame.width ||
+      rgb.shape(2) != kChannels)
+    throw InputError("rgb has shape " + shape_text(rgb) + ": it must be (" +
+                     std::to_string(frame.height) + ", " + std::to_string(frame.width) + ", 3)");
+  if (!(rgb.flags() & py::array::c_style))
+    throw InputError("rgb is not C-contiguous: numpy.ascontiguousarray makes it so");
+  if (size < 1 || size > 4 * kMaxSource)
+    throw InputError("size is " + std::to_string(size) + ": it must be 1 to " +
+                     std::to_string(4 * kMaxSource));
+  const Letterbox box = inverse(frame, static_cast<int>(size));
+  py::array_t<float> out({int64_t{kChannels}, size, size});
+  const auto* pixels = static_cast<const uint8_t*>(rgb.data());
+  float* planes = out.mutable_data();
+  const py::gil_scoped_release release;
+  for (int y = 0; y < box.square; ++y) {
+    for (int x = 0; x < box.square; ++x) {
+      float value[kChannels];
+      letterbox_pixel(pixels, box, x, y, value);
+      for (int channel = 0; channel < kChannels; ++channel)
+        planes[(channel * size + y) * size + x] = value[channel];
+    }
+  }
+  return out;
+}
+
 }  // namespace
 
 void bind_cpu(py::module_& module) {
@@ -139,6 +167,7 @@ void bind_cpu(py::module_& module) {
              py::arg("input_size"), py::kw_only(), py::arg("direct") = false,
              py::arg("mask") = true, py::arg("packed") = false, py::arg("probabilities") = false,
              py::arg("rle") = false, py::arg("out") = py::none(), py::arg("threads") = 0);
+  module.def("letterbox", &letterbox_cpu, py::arg("rgb"), py::arg("frame"), py::arg("size"));
   module.def("rle", &rle_cpu, py::arg("mask"));
   module.def("simd", &simd_name);
   module.def(

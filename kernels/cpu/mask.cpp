@@ -17,6 +17,9 @@
 namespace cris {
 namespace {
 
+// Less work than this, about 0.2 ms, is not worth waking a thread for: the processors are often
+// still held by the network runtime's own threads, which spin a while after their last task.
+constexpr int64_t kPixelsPerThread = 1 << 20;
 constexpr int kSlack = 16;  // floats a vector load may read past the last sample it uses
 
 std::atomic<const StripLoops*> chosen{nullptr};
@@ -332,6 +335,9 @@ void finish(const MaskItem& item, Work& work, MaskResult& result) {
 
 void upsample(const MaskItem* items, MaskResult* results, int count, int threads) {
   if (threads <= 0) threads = available_threads();
+  int64_t pixels = 0;
+  for (int i = 0; i < count; ++i) pixels += int64_t{items[i].height} * items[i].width;
+  threads = static_cast<int>(std::min<int64_t>(threads, 1 + pixels / kPixelsPerThread));
   std::vector<Work> works(static_cast<size_t>(count));
   const auto prepare = [&](int i) {
     const MaskItem& item = items[i];

@@ -1,1 +1,1 @@
-"""Referring data: RefCOCO's file format, generated scenes, and the data set that feeds the model."""
+"""Referring data: RefCOCO's file format, generated scenes, and what feeds the model."""

@@ -6,7 +6,8 @@ every word is. A qualifier narrows it:
 - a position ("on the left"), judged by the object's centre;
 - a superlative ("leftmost", "largest"), judged among the objects that the noun phrase fits;
 - a relation ("left of the blue square"), judged between centres; its anchor phrase must itself fit
-  exactly one object of the scene, and the target is another one.
+  exactly one object of the scene, and the target is another one. Centres within 4% of the shorter
+  side are level: neither is left of, or above, the other.
 
 Positions, superlatives and relations are judged as true, false or doubtful, with a margin between
 true and false. An expression may be used for a target iff it is true of the target and *false* of

@@ -53,7 +53,9 @@ def render(scene: Scene) -> Drawing:
         solid = alpha >= 0.5
         masks[:index, window[0], window[1]] &= ~solid
         masks[index][window] = solid
-    canvas += rng.normal(0.0, rng.uniform(0.0, 0.02), canvas.shape[:2]).astype(np.float32)[..., None]
+    canvas += rng.normal(0.0, rng.uniform(0.0, 0.02), canvas.shape[:2]).astype(np.float32)[
+        ..., None
+    ]
     image = np.clip(canvas * 255.0 + 0.5, 0, 255).astype(np.uint8)
     return Drawing(image, masks)
 
@@ -71,7 +73,8 @@ def outline(shape: Shape) -> npt.NDArray[np.float64]:
     if shape is Shape.STAR:
         angle = -turn / 4 + np.arange(10) * turn / 10
         radius = np.where(np.arange(10) % 2 == 0, 0.54, 0.24)
-        return radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+        star = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+        return np.asarray(star, np.float64)
     if shape is Shape.CROSS:
         a, b = 0.17, 0.5
         return np.array(
@@ -87,7 +90,7 @@ def outline(shape: Shape) -> npt.NDArray[np.float64]:
 def _coverage(
     item: SceneObject, height: int, width: int
 ) -> tuple[int, int, npt.NDArray[np.float32]]:
-    """Top-left corner and per-pixel coverage (h, w) in 0..1 of an object, clipped to the picture."""
+    """Top-left corner and coverage (h, w) in 0..1 of an object, clipped to the picture."""
     angle = np.deg2rad(item.tilt)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     points = item.diameter * outline(item.shape) @ turn.T + (item.x, item.y)
