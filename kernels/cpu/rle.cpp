@@ -5,11 +5,11 @@ namespace {
 
 constexpr size_t kMaxGroups = 8;  // 40 bits: more than any difference of two 32-bit counts
 
-// Writes at most kMaxGroups characters, may touch kMaxGroups; returns how many count.
+// Writes at most kMaxGroups characters and returns how many.
 inline size_t encode(int64_t value, char* out) {
-  const uint64_t bits = static_cast<uint64_t>(value);
   if (value >= -512 && value < 512) {
     // One or two characters, without a branch between them: contours mix the two at random.
+    const uint64_t bits = static_cast<uint64_t>(value);
     const unsigned two = value < -16 || value > 15;
     const uint64_t low = (bits & 0x1f) + 0x30 + (two << 5);
     const uint64_t high = (bits >> 5 & 0x1f) + 0x30;
@@ -17,12 +17,11 @@ inline size_t encode(int64_t value, char* out) {
     memcpy(out, &both, sizeof both);
     return 1 + two;
   }
-  size_t groups = 0;
-  for (int64_t rest = value;;) {
-    const int64_t digit = rest & 0x1f;
-    rest >>= 5;
+  for (size_t groups = 0;;) {
+    const int64_t digit = value & 0x1f;
+    value >>= 5;
     // Done when what is left only repeats the sign bit of the digit.
-    const bool more = rest != (digit & 0x10 ? -1 : 0);
+    const bool more = value != (digit & 0x10 ? -1 : 0);
     out[groups++] = static_cast<char>(digit + 0x30 + (more ? 0x20 : 0));
     if (!more) return groups;
   }

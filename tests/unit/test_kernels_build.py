@@ -12,8 +12,9 @@ from unittest import mock
 import numpy as np
 import pytest
 
+from cris_deploy import device
 from cris_deploy import mask as masks
-from cris_deploy.errors import KernelError
+from cris_deploy.errors import BackendError, KernelError
 from cris_deploy.mask import KernelsBuild, kernels_status
 
 ROOT = Path(__file__).parents[2]
@@ -62,6 +63,17 @@ def test_stale_interface() -> None:
     spec = mock.patch("importlib.util.find_spec", return_value=object())
     with spec, mock.patch("importlib.import_module", return_value=stale):
         assert kernels_status().build is KernelsBuild.WRONGLY_BUILT
+
+
+@pytest.mark.parametrize("kernels", [None, types.SimpleNamespace(CUDA_ARCHITECTURES="")])
+def test_device_operations_without_cuda_say_what_to_install(kernels: object) -> None:
+    with mock.patch.object(device, "load_kernels", return_value=kernels):
+        with pytest.raises(BackendError, match="CRIS_CUDA=ON"):
+            device.workspace_bytes([(4, 4)], 416, (104, 104))
+        with pytest.raises(BackendError, match="CRIS_CUDA=ON"):
+            device.upsample_masks(None, [], 416, [], None)
+        with pytest.raises(BackendError, match="CRIS_CUDA=ON"):
+            device.letterbox(None, 4, 4, None)
 
 
 def configure(folder: Path, *options: str) -> "subprocess.CompletedProcess[str]":

@@ -4,8 +4,6 @@ import re
 
 import numpy as np
 import pytest
-
-from cris_deploy.errors import InputError
 from cris_train.data.expressions import (
     Expression,
     Phrase,
@@ -19,14 +17,16 @@ from cris_train.data.render import render
 from cris_train.data.scenes import Colour, Scene, SceneObject, Shape, Size, draw_scene, scene_rng
 from cris_train.data.scenes_to_refer import split_scene
 
+from cris_deploy.errors import InputError
+
 SCENES = 150
 
-# An independent reading of the sentences: from text alone, by plain comparisons, with centres within
-# 4% of the shorter side taken as level. What the generator allows must hold in this reading for the
-# target and for no other object.
+# An independent reading of the sentences: from text alone, by plain comparisons, with centres
+# within 4% of the shorter side taken as level. What the generator allows must hold in this reading
+# for the target and for no other object.
 LEVEL = 0.04
-COLOURS = "red orange yellow green blue purple white black".split()
-SHAPES = "circle square triangle star cross heart".split()
+COLOURS = ["red", "orange", "yellow", "green", "blue", "purple", "white", "black"]
+SHAPES = ["circle", "square", "triangle", "star", "cross", "heart"]
 FIRST = {"leftmost": (0, -1), "rightmost": (0, 1), "topmost": (1, -1), "highest": (1, -1),
          "bottommost": (1, 1), "lowest": (1, 1), "largest": (2, 1), "biggest": (2, 1),
          "smallest": (2, -1)}  # fmt: skip
@@ -177,7 +177,7 @@ def test_drawing_shows_every_object_inside_the_picture() -> None:
             alone = render(Scene(scene.width, scene.height, (item,), 0)).masks[0]
             assert mask.sum() >= 0.6 * alone.sum()
             # Nothing is cut off by the border: the picture's frame is free.
-            assert not (alone[0].any() or alone[-1].any() or alone[:, 0].any())
+            assert not np.concatenate([alone[0], alone[-1], alone[:, 0], alone[:, -1]]).any()
 
 
 def test_a_drawn_circle_has_its_area_and_colour() -> None:
