@@ -4,18 +4,25 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := demo
-# Architectures for nvcc, where it is found. Empty: the project's own list.
-CMAKE_ARGS ?=
+DEMO_EXPRESSIONS := "the largest circle" "the small blue square"
 
-.PHONY: demo test lint types unit sanitize bench train-demo clean help
+.PHONY: demo test lint types unit bench train-demo clean help
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
-demo: $(STAMP) ## Export the demo checkpoint, verify it, segment a scene: demo/overlay.png
-	@$(BIN)/cris-export --ckpt train/demo/scenes.pth -o $(DEMO)/scenes.bundle \
+demo: $(STAMP) ## Export the demo checkpoint, prove it, segment a scene: demo/overlay.png
+	@echo "--- 1. the checkpoint becomes a bundle, proved against FP32 PyTorch"
+	$(BIN)/cris-export --ckpt train/demo/scenes.pth -o $(DEMO)/scenes.bundle \
 	    --samples train/demo/samples.jsonl
-	@$(BIN)/python train/demo/demo.py $(DEMO)/scenes.bundle train/demo $(DEMO)
+	@echo "--- 2. the bundle segments a scene; no torch in this process"
+	$(BIN)/cris-segment $(DEMO)/scenes.bundle train/demo/scene.png $(DEMO_EXPRESSIONS) -o $(DEMO)
+	@cp $(DEMO)/scene.overlay.png $(DEMO)/overlay.png
+	@echo "--- look at $(DEMO)/overlay.png"
+	@echo "try next:"
+	@echo "  $(BIN)/cris-segment $(DEMO)/scenes.bundle train/demo/scene.png 'your own words' -o $(DEMO)"
+	@echo "  $(BIN)/cris-export --ckpt your_cris_checkpoint.pth --word-len 17"
+	@echo "  $(BIN)/cris-bench; $(BIN)/cris-info"
 
 test: lint types unit ## Lint, type-check and run all tests
 
@@ -31,6 +38,10 @@ unit: $(STAMP) ## pytest
 
 bench: $(STAMP) ## The engine against PyTorch on this machine
 	$(BIN)/cris-bench
+
+train-demo: $(STAMP) ## Train the demo checkpoint again (an hour on two cores)
+	$(BIN)/cris-scenes data/scenes --train 20000 --val 400 --seed 0
+	$(BIN)/cris-train --config train/configs/demo.yaml
 
 clean: ## Remove what the targets made (not .venv)
 	rm -rf build dist $(DEMO) .pytest_cache .mypy_cache .ruff_cache

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from cris_deploy.errors import CrisError
+from cris_deploy.cli import guarded
 
 if TYPE_CHECKING:
     from cris_bench.network import NetworkResult
 
-EXIT_BAD_INPUT = 2
 # From here on a table says that its machine was not quiet.
 NOISY = 0.15
 
@@ -30,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return kernels.main(argv[1:])
     args = _parser().parse_args(argv)
-    try:
+
+    def run() -> int:
         # torch takes seconds to import: not for --help
         from cris_bench import network
 
@@ -38,15 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         passes = 2 * (options.warmup + options.iterations)
         with tqdm(total=passes, unit="pass", leave=False, disable=None) as bar:
             result = network.run(options, lambda line: bar.write(line, file=sys.stderr), bar.update)
-    except CrisError as error:
-        print(f"cris-bench: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    record = json.dumps(dataclasses.asdict(result), indent=2)
-    if args.output is not None:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(record + "\n", encoding="utf-8")
-    print(record if args.json else _table(result))
-    return 0
+        record = json.dumps(dataclasses.asdict(result), indent=2)
+        if args.output is not None:
+            args.output.parent.mkdir(parents=True, exist_ok=True)
+            args.output.write_text(record + "\n", encoding="utf-8")
+        print(record if args.json else _table(result))
+        return 0
+
+    return guarded("cris-bench", run)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,9 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cris_export.export import ExportOptions, export
-from cris_train import checkpoint as checkpoints
-from cris_train.model import TABLE_1, Cris, CrisConfig
 
 from cris_bench.machine import Machine, describe
 from cris_bench.timing import Timing, interleave, paired_ratio
@@ -20,6 +17,9 @@ from cris_deploy.backends import load_graphs
 from cris_deploy.bundle import Bundle
 from cris_deploy.errors import InputError
 from cris_deploy.manifest import GraphName
+from cris_export.export import ExportOptions, export
+from cris_train import checkpoint as checkpoints
+from cris_train.model import TABLE_1, Cris, CrisConfig
 
 EAGER = "PyTorch eager fp32"
 ENGINE = "cris-deploy, ONNX Runtime fp32"

@@ -11,12 +11,12 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from cris_deploy.errors import CrisError, ParityError
+from cris_deploy.cli import guarded
+from cris_deploy.errors import ParityError
 
 if TYPE_CHECKING:
     from cris_export.export import ExportReport
 
-EXIT_BAD_INPUT = 2
 EXIT_PARITY = 1
 
 
@@ -24,7 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, export, print a table. Exit 0, 1 below the parity budget, 2 for unusable input."""
     args = _parser().parse_args(argv)
     signal.signal(signal.SIGTERM, _terminate)
-    try:
+
+    def run() -> int:
         # torch takes seconds to import: not for --help or a mistyped flag
         from cris_export.export import ExportOptions, export
         from cris_export.precision import Precision
@@ -38,15 +39,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             min_iou=args.min_iou,
             opset=args.opset,
         )
-        report = export(options, _Steps())
-    except ParityError as error:
-        print(f"cris-export: {error}", file=sys.stderr)
-        return EXIT_PARITY
-    except CrisError as error:
-        print(f"cris-export: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    _print_report(report, fp16=args.fp16, word_len_given=args.word_len is not None)
-    return 0
+        try:
+            report = export(options, _Steps())
+        except ParityError as error:
+            print(f"cris-export: {error}", file=sys.stderr)
+            return EXIT_PARITY
+        _print_report(report, fp16=args.fp16, word_len_given=args.word_len is not None)
+        return 0
+
+    return guarded("cris-export", run)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -14,9 +14,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
-from cris_train import checkpoint as checkpoints
-from cris_train.checkpoint import Checkpoint
-from cris_train.model import Cris
 
 from cris_deploy import bundle as bundles
 from cris_deploy.bundle import BundleWriter, GraphName
@@ -28,6 +25,9 @@ from cris_export.samples import Answer
 from cris_export.stages import build_stages
 from cris_export.tokenizer import write_tokenizer
 from cris_export.weights import WeightFile, compose_full
+from cris_train import checkpoint as checkpoints
+from cris_train.checkpoint import Checkpoint
+from cris_train.model import Cris
 
 # The paper and the reference cut probabilities here.
 THRESHOLD = 0.35

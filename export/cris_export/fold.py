@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from cris_train.model.backbone import ImageEncoder
-from cris_train.model.positions import coordinates
 from open_clip.modified_resnet import Bottleneck
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from cris_train.model.backbone import ImageEncoder
+from cris_train.model.positions import coordinates
 
 
 class Affine(NamedTuple):

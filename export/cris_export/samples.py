@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cris_train.model import Cris
 from numpy.typing import NDArray
 
 from cris_deploy import image as images
 from cris_deploy.errors import CrisError, InputError
 from cris_deploy.mask import mask_from_logits
 from cris_deploy.text import Tokenizer
+from cris_train.model import Cris
 
 PACKAGED = Path(__file__).parent / "samples_data" / "samples.jsonl"
 

@@ -12,16 +12,16 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cris_export import fold
 from cris_train.model import Cris, CrisConfig
 from cris_train.model.backbone import Backbone
 from cris_train.model.decoder import DecoderLayer
 from cris_train.model.neck import CoordConv
 from cris_train.model.positions import pixels_code, words_code
 from cris_train.model.projector import shift_and_add
-from torch import Tensor, nn
-from torch.nn import functional as F
-
-from cris_export import fold
 
 # Added to the scores of padded words: exp() of it is 0 in float32, and float16 can hold it.
 MASKED = -30000.0

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 import torch
-from cris_train.model import CrisConfig
 from torch import Tensor, nn
 
 from cris_deploy.errors import ExportError, InputError
 from cris_export.stages import Stages
+from cris_train.model import CrisConfig
 
 # 18 is the first the exporter writes natively; from 23 on it emits the Attention operator, which
 # ONNX Runtime's CPU provider rejects with a broadcast padding mask.

@@ -14,11 +14,6 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from cris_export import cli
-from cris_export.export import ExportOptions, ExportReport, export
-from cris_export.precision import Precision
-from cris_train import checkpoint
-from cris_train.model import Cris, CrisConfig
 
 from cris_deploy import Engine
 from cris_deploy import image as images
@@ -26,6 +21,11 @@ from cris_deploy.bundle import Bundle, GraphName
 from cris_deploy.errors import CheckpointError, InputError, ParityError
 from cris_deploy.mask import mask_from_logits
 from cris_deploy.text import Tokenizer
+from cris_export import cli
+from cris_export.export import ExportOptions, ExportReport, export
+from cris_export.precision import Precision
+from cris_train import checkpoint
+from cris_train.model import Cris, CrisConfig
 from tests.models import randomised
 
 EXPRESSIONS = [

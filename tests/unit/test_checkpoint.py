@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from cris_train import checkpoint
-from cris_train.model import Cris, CrisConfig
 
 from cris_deploy.errors import CheckpointError, InputError
+from cris_train import checkpoint
+from cris_train.model import Cris, CrisConfig
 
 
 @pytest.fixture

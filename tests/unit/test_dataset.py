@@ -5,14 +5,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from cris_train.data.dataset import THRESHOLD, ReferData, TargetSampling, mask_target
-from cris_train.data.refer import read_split
-from cris_train.data.scenes_to_refer import write_scenes
-from cris_train.model import CrisConfig
 
 from cris_deploy.errors import DataError, ImageError
 from cris_deploy.image import decode, letterbox, normalise
 from cris_deploy.mask import mask_from_logits
+from cris_train.data.dataset import THRESHOLD, ReferData, TargetSampling, mask_target
+from cris_train.data.refer import read_split
+from cris_train.data.scenes_to_refer import write_scenes
+from cris_train.model import CrisConfig
 
 CONFIG = CrisConfig.tiny()
 

@@ -2,15 +2,15 @@
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
 from cris_export import fold
 from cris_export.stages import FilterHead, FoldedAttention, build_stages
 from cris_train.model import Cris, CrisConfig
 from cris_train.model.backbone import ImageEncoder
 from cris_train.model.blocks import conv_bn_relu, linear_bn_relu
 from cris_train.model.neck import CoordConv
-from torch import Tensor, nn
-from torch.nn import functional as F
-
 from tests.models import randomised
 
 # float32 rounding of sums of some hundred products of order one; a rewrite that is not exact

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from cris_deploy.errors import DataError, InputError, TrainingError
 from cris_train import checkpoint
 from cris_train.cli.train import main
 from cris_train.config import Lesson, TrainConfig, read_config
 from cris_train.data.scenes_to_refer import write_scenes
 from cris_train.loop import LOG_COLUMNS, train
 from cris_train.model import Cris, CrisConfig
-
-from cris_deploy.errors import DataError, InputError, TrainingError
 
 RECIPES = Path(__file__).parents[2] / "train" / "configs"
 

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+
 from cris_train.metrics import MaskMetrics
 
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
+
+from cris_deploy.errors import CheckpointError, InputError
 from cris_train.model import TABLE_1, Cris, CrisConfig
 from cris_train.model.backbone import DenseAttentionPool
 from cris_train.model.positions import coordinates, pixels_code, words_code
 from cris_train.model.projector import dynamic_conv3x3
-from torch.nn import functional as F
-
-from cris_deploy.errors import CheckpointError, InputError
 
 DATA = Path(__file__).parent.parent / "data"
 

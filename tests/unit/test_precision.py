@@ -5,10 +5,10 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from cris_export.precision import to_float16, type_share
 from onnx import TensorProto, helper, numpy_helper
 
 from cris_deploy.errors import ExportError
+from cris_export.precision import to_float16, type_share
 
 F32, F16 = TensorProto.FLOAT, TensorProto.FLOAT16
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from cris_deploy.errors import DataError, InputError
+from cris_deploy.image import decode
 from cris_train.data.expressions import describe
 from cris_train.data.refer import decode_segmentation, load_references, read_split
 from cris_train.data.render import render
 from cris_train.data.scenes_to_refer import split_scene, write_scenes
-
-from cris_deploy.errors import DataError, InputError
-from cris_deploy.image import decode
 
 
 @pytest.fixture(scope="module")

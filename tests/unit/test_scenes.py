@@ -4,6 +4,8 @@ import re
 
 import numpy as np
 import pytest
+
+from cris_deploy.errors import InputError
 from cris_train.data.expressions import (
     Expression,
     Phrase,
@@ -16,8 +18,6 @@ from cris_train.data.expressions import (
 from cris_train.data.render import render
 from cris_train.data.scenes import Colour, Scene, SceneObject, Shape, Size, draw_scene, scene_rng
 from cris_train.data.scenes_to_refer import split_scene
-
-from cris_deploy.errors import InputError
 
 SCENES = 150
 
