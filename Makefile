@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO := demo
 DEMO_EXPRESSIONS := "the largest circle" "the small blue square"
 
-.PHONY: demo test lint types unit bench train-demo clean help
+.PHONY: demo test lint types unit sanitize bench train-demo clean help
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -36,12 +36,16 @@ types: $(STAMP) ## mypy --strict
 unit: $(STAMP) ## pytest
 	$(BIN)/python -m pytest
 
+sanitize: $(STAMP) ## The kernel tests under AddressSanitizer and UBSan
+	kernels/sanitize.sh $(BIN)/python
+
 bench: $(STAMP) ## The engine against PyTorch on this machine
 	$(BIN)/cris-bench
 
 train-demo: $(STAMP) ## Train the demo checkpoint again (an hour on two cores)
 	$(BIN)/cris-scenes data/scenes --train 20000 --val 400 --seed 0
 	$(BIN)/cris-train --config train/configs/demo.yaml
+	$(BIN)/cris-eval --ckpt runs/demo/best.pth --data data/scenes
 
 clean: ## Remove what the targets made (not .venv)
 	rm -rf build dist $(DEMO) .pytest_cache .mypy_cache .ruff_cache

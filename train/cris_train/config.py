@@ -35,6 +35,8 @@ class TrainConfig:
 
     Attributes:
         model: The model's shape.
+        clip: CLIP's weights to start from: a file of OpenAI's, or name:tag of open_clip; None to
+            start from nothing.
         data: Folder of the data set.
         split_by: Who split it: unc, umd or google.
         train_split: Name of the split to learn from.
@@ -57,6 +59,7 @@ class TrainConfig:
     """
 
     model: CrisConfig = field(default_factory=CrisConfig)
+    clip: str | None = None
     data: str = "data/refcoco"
     split_by: str = "unc"
     train_split: str = "train"

@@ -25,6 +25,7 @@ def evaluate(
     count: int = 0,
     bf16: bool = False,
     tick: Callable[[], object] = lambda: None,
+    observe: Callable[[int, float], object] = lambda sentence, iou: None,
 ) -> MaskMetrics:
     """Measure a model on a split, at image size.
 
@@ -35,22 +36,27 @@ def evaluate(
         count: Images to use, from the first; 0 for all.
         bf16: Mixed precision in bfloat16.
         tick: Called after every image.
+        observe: Called with every expression's number in the data set and its IoU.
     """
     metrics = MaskMetrics()
     for index in range(min(count, len(data)) if count else len(data)):
         image = data.images[index]
-        asked = [(item, said) for item in image.objects for said in item.expressions]
+        asked = [
+            (item, said, number)
+            for item in image.objects
+            for said, number in zip(item.expressions, item.sentence_ids, strict=True)
+        ]
         pixels = torch.from_numpy(images.normalise(data.square(index)))[None]
         truths = {item.ref_id: image.mask(item) for item in image.objects}
         for start in range(0, len(asked), CHUNK):
             part = asked[start : start + CHUNK]
-            tokens = torch.from_numpy(np.stack([data.tokens(said) for _, said in part]))
+            tokens = torch.from_numpy(np.stack([data.tokens(said) for _, said, _ in part]))
             with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 logits = model(pixels, tokens).float().numpy()[:, 0]
-            for (item, _), low in zip(part, logits, strict=True):
+            for (item, _, number), low in zip(part, logits, strict=True):
                 mask = mask_from_logits(
                     low, image.height, image.width, data.config.input_size, threshold
                 )
-                metrics.add(mask, truths[item.ref_id])
+                observe(number, metrics.add(mask, truths[item.ref_id]))
         tick()
     return metrics

@@ -23,6 +23,7 @@ from cris_train.data.refer import read_split
 from cris_train.evaluate import evaluate
 from cris_train.metrics import MaskMetrics
 from cris_train.model import Cris
+from cris_train.model.pretrained import load_clip
 
 LOG_COLUMNS = ("step", "samples", "seconds", "loss", "learning_rate", "mean_iou", "Pr@50")
 # Weight of the newest loss in the running mean that is logged.
@@ -66,6 +67,8 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> TrainRe
         read_split(config.data, config.val_split, split_by=config.split_by), config.model
     )
     model = Cris(config.model).to(memory_format=torch.channels_last)
+    if config.clip is not None:
+        load_clip(model, config.clip)
     optimizer = AdamW(_groups(model, config), lr=config.learning_rate, fused=True)
     run = _Run(config, model, optimizer, val, report)
     for lesson in config.lessons:
