@@ -23,7 +23,8 @@ _PACKAGES: Final[Mapping[str, tuple[str, ...]]] = {
         *("numpy", "opencv-python-headless", "pillow", "tokenizers", "ftfy", "regex", "tqdm"),
     ),
     "backends": ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx"),
-    "export": ("torch", "torchvision", "open_clip_torch", "onnx", "onnxscript", "polygraphy"),
+    "export": ("torch", "torchvision", "open_clip_torch", "onnx", "onnxscript"),
+    "engines": ("cuda-python", "pycuda", "polygraphy"),
 }
 
 # Names in /proc/cpuinfo; a machine without that file shows none.

@@ -259,7 +259,7 @@ def test_a_folder_that_is_no_bundle_is_not_replaced(ckpt: Path, tmp_path: Path) 
     assert (tmp_path / "b" / "thesis.txt").read_text() == "precious"
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_export_leaves_no_bundle(ckpt: Path, tmp_path: Path, number: signal.Signals) -> None:
     target = tmp_path / "b"
     process = subprocess.Popen(

@@ -1,0 +1,62 @@
+"""cris-scenes, cris-train and cris-eval, one after the other, as a user would."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cris_train.cli import eval as eval_cli
+from cris_train.cli import scenes, train
+from cris_train.model import CrisConfig
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes") / "data"
+    counts = ["--train", "8", "--val", "3", "--seed", "5", "--workers", "1"]
+    assert scenes.main([str(folder), *counts]) == 0
+    return folder
+
+
+def test_scenes_to_checkpoint_to_metrics(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    settings = {
+        "model": CrisConfig.tiny().to_dict(),
+        "data": str(data),
+        "output": str(tmp_path / "run"),
+        "images_per_batch": 4,
+        "expressions_per_image": 2,
+        "lessons": [{"samples": 32}],
+        "validate_every": 16,
+    }
+    recipe.write_text(yaml.safe_dump(settings))
+    assert train.main(["--config", str(recipe), "seed=3"]) == 0
+    best = tmp_path / "run" / "best.pth"
+    assert best.exists()
+    assert len((tmp_path / "run" / "log.csv").read_text().splitlines()) >= 3
+    capsys.readouterr()
+
+    flags = ["--ckpt", str(best), "--data", str(data), "--json"]
+    assert eval_cli.main(flags) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["expressions"] == sum(count for count, _ in result["by_kind"].values())
+    assert 0.0 <= result["mean_iou"] <= 1.0
+    mean = sum(count * iou for count, iou in result["by_kind"].values()) / result["expressions"]
+    assert result["mean_iou"] == pytest.approx(mean)
+    assert eval_cli.main([*flags, "--split", "test"]) == 2
+    assert "test" in capsys.readouterr().err
+
+
+def test_unknown_setting(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({"learning_rat": 1e-3}))
+    assert train.main(["--config", str(recipe)]) == 2
+    assert "learning_rat" in capsys.readouterr().err
+
+
+def test_folder_in_use(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert scenes.main([str(data), "--train", "1", "--val", "1"]) == 2
+    assert "not an empty folder" in capsys.readouterr().err
