@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := demo
-DEMO_EXPRESSIONS := "the largest circle" "the small blue square"
+DEMO_EXPRESSIONS := "the purple cross" "the small red star" "the leftmost red square" \
+    "the red square right of the red star"
 
 .PHONY: demo test lint types unit sanitize bench train-demo clean help
 
