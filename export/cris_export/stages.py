@@ -127,7 +127,8 @@ class MaskStage(nn.Module):
         self.up, vis1, _, vis2, _ = model.proj.vis
         assert isinstance(vis1, nn.Sequential)
         assert isinstance(vis2, nn.Sequential)
-        self.vis1, self.vis2 = fold.fold_block(vis1), fold.fold_block(vis2)
+        self.vis1 = UpsampledConv(fold.fold_block(vis1))
+        self.vis2 = UpsampledConv(fold.fold_block(vis2))
         self.head = FilterHead(model) if config.contrastive else PlainHead(model)
 
     def forward(
@@ -149,8 +150,7 @@ class MaskStage(nn.Module):
         fused = self._fuse(sentence, f3, f4, f5)
         if len(self.layers):
             fused = self._decode(fused, words, padding)
-        pixels = F.relu(self.vis1(self.up(fused)))
-        pixels = F.relu(self.vis2(self.up(pixels)))
+        pixels = F.relu(self.vis2(F.relu(self.vis1(fused))))
         logits: Tensor = self.head(pixels, sentence)
         return logits
 
@@ -235,6 +235,47 @@ class FoldedAttention(nn.Module):
         """(n, N, W) -> (n, heads, N, W / heads)."""
         head_width = x.shape[2] // self.heads
         return x.reshape(-1, x.shape[1], self.heads, head_width).transpose(1, 2)
+
+
+class UpsampledConv(nn.Module):
+    """Bilinear doubling and a 3x3 convolution with zero padding, for a quarter of the products.
+
+    Doubling is a filter of the picture with zeros between its pixels, and filters commute: the
+    convolution runs first, on mostly zeros, which is a transposed convolution of stride 2, and the
+    filter (1, 3, 3, 1) / 4 along both axes after it, channel by channel. At the edge the two orders
+    differ (doubling repeats the edge, the convolution sees zeros beyond it), so the outermost rows
+    and columns are computed in the plain order.
+    """
+
+    weight: Tensor
+    blur: Tensor
+    bias: Tensor
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        assert conv.bias is not None
+        # As a transposed convolution stores it; with stride 1 it serves the edges, too.
+        self.register_buffer("weight", conv.weight.flip(2, 3).transpose(0, 1).contiguous())
+        self.register_buffer("bias", conv.bias)
+        line = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 4
+        blur = (line[:, None] * line).expand(conv.out_channels, 1, 4, 4)
+        self.register_buffer("blur", blur.contiguous())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, Cin, h, w) -> (n, Cout, 2h, 2w), before the ReLU."""
+        spread = F.conv_transpose2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), self.weight, stride=2)
+        # Of the filtered (2h + 2) x (2w + 2) the inner (2h - 2) x (2w - 2) are right.
+        inner = F.conv2d(spread, self.blur, self.bias, groups=len(self.blur))[:, :, 2:-2, 2:-2]
+        # Two rows (columns) of x suffice for the two of its doubling that an edge depends on.
+        top = self._plain(x[:, :, :2], slice(None, 2), slice(None))[:, :, :1]
+        bottom = self._plain(x[:, :, -2:], slice(-2, None), slice(None))[:, :, -1:]
+        left = self._plain(x[:, :, :, :2], slice(None), slice(None, 2))[:, :, 1:-1, :1]
+        right = self._plain(x[:, :, :, -2:], slice(None), slice(-2, None))[:, :, 1:-1, -1:]
+        return torch.cat([top, torch.cat([left, inner, right], dim=3), bottom], dim=2)
+
+    def _plain(self, x: Tensor, rows: slice, columns: slice) -> Tensor:
+        doubled = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+        return F.conv_transpose2d(doubled[:, :, rows, columns], self.weight, self.bias, padding=1)
 
 
 class FilterHead(nn.Module):

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cris_export import fold
-from cris_export.stages import FilterHead, FoldedAttention, build_stages
+from cris_export.stages import FilterHead, FoldedAttention, UpsampledConv, build_stages
 from cris_train.model import Cris, CrisConfig
 from cris_train.model.backbone import ImageEncoder
 from cris_train.model.blocks import conv_bn_relu, linear_bn_relu
@@ -84,6 +84,14 @@ def test_position_codes_move_into_biases(width_of_words: int) -> None:
     folded = FoldedAttention(attention, pixels_code, words_code)
     ignore = torch.where(padding, -30000.0, 0.0)[:, None, None, :]
     torch.testing.assert_close(folded(pixels, words, ignore), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("size", [(2, 2), (2, 5), (3, 4), (13, 13)])
+def test_doubling_and_convolution_change_places(size: tuple[int, int]) -> None:
+    conv = nn.Conv2d(5, 6, 3, padding=1)
+    x = torch.randn(2, 5, *size)
+    doubled = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(UpsampledConv(conv)(x), conv(doubled), **CLOSE)
 
 
 def test_last_convolution_moves_into_the_filter() -> None:
