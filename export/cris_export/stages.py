@@ -263,9 +263,10 @@ class UpsampledConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, Cin, h, w) -> (n, Cout, 2h, 2w), before the ReLU."""
-        spread = F.conv_transpose2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), self.weight, stride=2)
-        # Of the filtered (2h + 2) x (2w + 2) the inner (2h - 2) x (2w - 2) are right.
-        inner = F.conv2d(spread, self.blur, self.bias, groups=len(self.blur))[:, :, 2:-2, 2:-2]
+        padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
+        # padding=2 cuts off what the filter would only carry to the edges: (2h + 1) x (2w + 1).
+        spread = F.conv_transpose2d(padded, self.weight, stride=2, padding=2)
+        inner = F.conv2d(spread, self.blur, self.bias, groups=len(self.blur))  # without edges
         # Two rows (columns) of x suffice for the two of its doubling that an edge depends on.
         top = self._plain(x[:, :, :2], slice(None, 2), slice(None))[:, :, :1]
         bottom = self._plain(x[:, :, -2:], slice(-2, None), slice(None))[:, :, -1:]
