@@ -27,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         # torch takes seconds to import: not for --help or a mistyped flag
+        from cris_deploy.bundle import Precision
         from cris_export.export import ExportOptions, export
-        from cris_export.precision import Precision
 
         options = ExportOptions(
             checkpoint=args.ckpt,

@@ -16,11 +16,11 @@ import onnx
 import onnx_ir as ir
 
 from cris_deploy import bundle as bundles
-from cris_deploy.bundle import BundleWriter, GraphName
+from cris_deploy.bundle import BundleWriter, GraphName, Precision
 from cris_deploy.errors import InputError, ParityError
 from cris_deploy.text import Tokenizer
 from cris_export import samples, trace, verify
-from cris_export.precision import Precision, TypeShare, to_float16, type_share
+from cris_export.precision import TypeShare, to_float16, type_share
 from cris_export.samples import Answer
 from cris_export.stages import build_stages
 from cris_export.tokenizer import write_tokenizer
@@ -111,7 +111,7 @@ def export(options: ExportOptions, step: Callable[[str], None] = lambda _: None)
         answers = samples.answer_samples(model, sources, tokenizer, THRESHOLD)
         manifest = bundles.Manifest(
             model=_facts(checkpoint, model),
-            precision=bundles.Precision(options.precision.value),
+            precision=options.precision,
             opset=options.opset,
             graphs={GraphName(name): _graph_spec(name, proto) for name, proto in protos.items()},
             versions=_versions(),

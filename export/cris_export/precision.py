@@ -7,7 +7,6 @@ another precision silently. Each exception to float16 is a rule with its reason.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 from typing import Protocol
 
 import numpy as np
@@ -17,13 +16,6 @@ import onnx_ir as ir
 from cris_deploy.errors import ExportError
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)  # 65504
-
-
-class Precision(Enum):
-    """What a bundle stores and its graphs compute in."""
-
-    FP32 = "fp32"
-    FP16 = "fp16"
 
 
 class Rule(Protocol):

@@ -73,14 +73,13 @@ def verify(bundle: Path, answers: Sequence[Answer], min_iou: float) -> ParityRep
     """
     with Engine(bundle, cache=False, device="cpu") as engine:
         staged = [engine.segment(a.source.image, a.source.expression).logits for a in answers]
-    whole = _full_graph(Bundle.open(bundle, verify=False), answers)
-    opened = Bundle.open(bundle, verify=False).manifest.model
+    opened = Bundle.open(bundle, verify=False)  # the engine has checked the hashes
+    whole = _full_graph(opened, answers)
+    model = opened.manifest.model
     samples = []
     for answer, *routes in zip(answers, staged, whole, strict=True):
         masks = [
-            mask_from_logits(
-                logits, answer.height, answer.width, opened.input_size, opened.threshold
-            )
+            mask_from_logits(logits, answer.height, answer.width, model.input_size, model.threshold)
             for logits in routes
         ]
         samples.append(

@@ -11,7 +11,8 @@ from typing import BinaryIO
 import onnx
 import onnx_ir as ir
 
-WEIGHTS_FILE = "weights.bin"
+from cris_deploy.bundle import WEIGHTS
+
 # Smaller tensors stay in the graph: shape constants have to, or shape inference cannot see them.
 INLINE_BYTES = 1024
 # Runtimes map the file; a large tensor on a page boundary is mapped without a copy.
@@ -28,7 +29,7 @@ class WeightFile:
         self._known: dict[bytes, tuple[int, int]] = {}
 
     def __enter__(self) -> WeightFile:
-        self._file = (self.folder / WEIGHTS_FILE).open("wb")
+        self._file = (self.folder / WEIGHTS).open("wb")
         return self
 
     def __exit__(
@@ -50,7 +51,7 @@ class WeightFile:
                 continue
             offset, length = self._store(tensor.tobytes())
             value.const_value = ir.ExternalTensor(
-                WEIGHTS_FILE,
+                WEIGHTS,
                 offset,
                 length,
                 tensor.dtype,

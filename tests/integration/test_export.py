@@ -17,13 +17,12 @@ import torch
 
 from cris_deploy import Engine
 from cris_deploy import image as images
-from cris_deploy.bundle import Bundle, GraphName
+from cris_deploy.bundle import Bundle, GraphName, Precision
 from cris_deploy.errors import CheckpointError, InputError, ParityError
 from cris_deploy.mask import mask_from_logits
 from cris_deploy.text import Tokenizer
 from cris_export import cli
 from cris_export.export import ExportOptions, ExportReport, export
-from cris_export.precision import Precision
 from cris_train import checkpoint
 from cris_train.model import Cris, CrisConfig
 from tests.models import randomised

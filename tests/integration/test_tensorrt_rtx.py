@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from cris_deploy.bundle import Bundle, GraphName
+from cris_deploy.bundle import Bundle, GraphName, Precision
 from cris_export.export import ExportOptions, export
-from cris_export.precision import Precision
 from cris_train import checkpoint
 from cris_train.model import Cris, CrisConfig
 from tests.models import randomised
