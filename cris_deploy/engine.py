@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cris_deploy import image as images
 from cris_deploy import mask as masks
-from cris_deploy.backends import AUTO, BackendName, Choice, Device, Graph, load_graphs
+from cris_deploy.backends import AUTO, BackendName, Choice, Compute, Device, Graph, load_graphs
 from cris_deploy.bundle import Bundle
 from cris_deploy.cache import LruCache
 from cris_deploy.errors import BundleError, ExpressionError, InputError
@@ -45,13 +45,18 @@ _WARNED = 4096
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What an engine runs, and on what. `choice` says which backend and device, and why."""
+    """What an engine runs, and on what.
+
+    `precision` is what the bundle stores, `choice` says which backend, device and arithmetic are in
+    use, and why.
+    """
 
     bundle: Path
     model: ModelFacts
     precision: Precision
     choice: Choice
     threads: int | None
+    streams: int
     versions: Mapping[str, str]
 
     @property
@@ -65,8 +70,13 @@ class EngineInfo:
         return self.choice.device
 
     @property
+    def compute(self) -> Compute:
+        """The arithmetic in use."""
+        return self.choice.compute
+
+    @property
     def reason(self) -> str:
-        """Why this backend and this device."""
+        """Why this backend, this device and this arithmetic."""
         return self.choice.reason
 
 
@@ -116,9 +126,12 @@ class Engine:
 
     bundle: the directory cris-export wrote. Raises BundleError if it is incomplete or changed
         (`verify` off skips the hashes, not the rest).
-    backend, device: "auto" chooses and logs why (also in `info`); anything else is had or refused
-        with a BackendError.
+    backend, device, precision: "auto" chooses and logs why (also in `info`); anything else is had
+        or refused with a BackendError. `precision` is the arithmetic: "auto" keeps what the
+        bundle's parity was proved in.
     threads: CPU threads for one graph; None leaves it to the runtime.
+    streams: runs that may go on at once on a CPU and share its threads: more images per second from
+        several calling threads, each of them slower (backend openvino).
     cache: keep features of the last images and expressions, `image_cache` and `text_cache` many.
     max_pixels: images above are refused before they are decoded.
     """
@@ -129,7 +142,9 @@ class Engine:
         *,
         backend: str = AUTO,
         device: str = AUTO,
+        precision: str = AUTO,
         threads: int | None = None,
+        streams: int = 1,
         cache: bool = True,
         image_cache: int = 16,
         text_cache: int = 1024,
@@ -147,16 +162,26 @@ class Engine:
         self._model: Final = manifest.model
         self._tokenizer = Tokenizer.from_file(opened.tokenizer, self._model.word_len)
         self._graphs: dict[GraphName, Graph] | None
-        self._graphs, choice = load_graphs(opened, _INTERFACES, backend, device, threads)
+        self._graphs, choice = load_graphs(
+            opened, _INTERFACES, backend, device, precision, threads, streams
+        )
         self.max_pixels: Final = max_pixels
         self.info: Final = EngineInfo(
-            opened.path, manifest.model, manifest.precision, choice, threads, manifest.versions
+            opened.path,
+            manifest.model,
+            manifest.precision,
+            choice,
+            threads,
+            streams,
+            manifest.versions,
         )
         # Keys are the pixels and the tokens themselves: no collisions, and hashing bytes is fast.
         self._scenes: LruCache[bytes, Features] = LruCache(image_cache if cache else 0)
         self._texts: LruCache[bytes, Features] = LruCache(text_cache if cache else 0)
         self._warned: LruCache[str, bool] = LruCache(_WARNED)
-        _log.info("%s on %s (%s)", choice.backend, choice.device, choice.reason)
+        _log.info(
+            "%s on %s in %s (%s)", choice.backend, choice.device, choice.compute, choice.reason
+        )
 
     @overload
     def segment(  # type: ignore[overload-overlap]

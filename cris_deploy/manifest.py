@@ -33,10 +33,11 @@ class GraphName(StrEnum):
 
 
 class Precision(StrEnum):
-    """Type in which a bundle's graphs compute and its weights are stored."""
+    """Type of a bundle's weights and graphs: INT8 has pairs of QuantizeLinear, DequantizeLinear."""
 
     FP32 = "fp32"
     FP16 = "fp16"
+    INT8 = "int8"
 
 
 class DType(StrEnum):

@@ -1,11 +1,17 @@
 """Fixtures for all tests."""
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.tiny_bundle import write_bundle
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_graphs_of_tests_stay_theirs(tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.environ["CRIS_DEPLOY_CACHE"] = str(tmp_path_factory.mktemp("compiled"))
 
 
 @pytest.fixture(scope="session")

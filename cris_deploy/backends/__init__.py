@@ -1,23 +1,27 @@
 """Runtimes that execute a bundle's graphs: one file each, behind one small protocol.
 
-No silent fallback: a backend or device that was asked for and cannot be had is a BackendError that
-says what to install. Only `auto` chooses, and says what it chose and why.
+A backend's module has three functions: `devices()`, where this installation can compute;
+`computes(precision, device)`, in which arithmetic it can run a bundle stored in that precision, the
+one that `auto` takes first; and `create(settings)`, which makes its `Runtime`.
+
+No silent fallback: a backend, device or precision that was asked for and cannot be had is a
+BackendError that says what to install. Only `auto` chooses, and says what it chose and why.
 """
 
 import importlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
+from types import ModuleType
 from typing import Any, Final, Protocol, TypeVar
 
 from numpy.typing import NDArray
 
 from cris_deploy.bundle import Bundle
 from cris_deploy.errors import BackendError, InputError
-from cris_deploy.manifest import GraphName, GraphSpec
+from cris_deploy.manifest import GraphName, Precision
 
 AUTO: Final = "auto"
 
@@ -28,6 +32,7 @@ class BackendName(StrEnum):
     """Runtimes that can be asked for."""
 
     ONNXRUNTIME = "onnxruntime"
+    OPENVINO = "openvino"
 
 
 class Device(StrEnum):
@@ -35,6 +40,19 @@ class Device(StrEnum):
 
     CPU = "cpu"
     CUDA = "cuda"
+
+
+class Compute(StrEnum):
+    """Arithmetic a graph runs in; INT8 where the graph is quantised, its other parts in float.
+
+    What a bundle stores is a `Precision`. They differ where a runtime computes in another type than
+    the one stored: bfloat16 from float32 weights, say.
+    """
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+    INT8 = "int8"
 
 
 class Graph(Protocol):
@@ -47,17 +65,29 @@ class Graph(Protocol):
 class Runtime(Protocol):
     """A runtime on one device."""
 
-    def load(self, path: Path, spec: GraphSpec) -> Graph:
-        """Load a graph by path (its weights lie beside it); BackendError if that fails."""
+    def load(self, bundle: Bundle, name: GraphName) -> Graph:
+        """Load a graph of a bundle; BackendError if that fails."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a runtime is to run: `threads` per run on a CPU (None: its own choice), and `streams`,
+    the runs that may go on at once, which share the processors."""
+
+    device: Device
+    compute: Compute
+    threads: int | None = None
+    streams: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The backend and device in use, and why these."""
+    """The backend, device and arithmetic in use, and why these."""
 
     backend: BackendName
     version: str
     device: Device
+    compute: Compute
     reason: str
 
 
@@ -82,7 +112,6 @@ class _Entry:
     install: str
 
 
-# In the order in which `auto` prefers them.
 _REGISTRY: Final[Mapping[BackendName, _Entry]] = {
     BackendName.ONNXRUNTIME: _Entry(
         "cris_deploy.backends.onnxruntime",
@@ -90,6 +119,24 @@ _REGISTRY: Final[Mapping[BackendName, _Entry]] = {
         ("onnxruntime", "onnxruntime-gpu"),
         "pip install 'cris-deploy[cpu]'",
     ),
+    BackendName.OPENVINO: _Entry(
+        "cris_deploy.backends.openvino",
+        "openvino",
+        ("openvino",),
+        "pip install 'cris-deploy[openvino]'",
+    ),
+}
+# What `auto` tries, the fastest first.
+_PREFERENCE: Final = (
+    (BackendName.ONNXRUNTIME, Device.CUDA),
+    (BackendName.OPENVINO, Device.CPU),
+    (BackendName.ONNXRUNTIME, Device.CPU),
+)
+_REMEDIES: Final = {
+    Compute.FP32: "export without --fp16 and --int8",
+    Compute.FP16: "export with --fp16, for a GPU",
+    Compute.BF16: "it takes backend openvino and a CPU with bfloat16 instructions",
+    Compute.INT8: "export with --int8 --calibration FILE",
 }
 
 
@@ -98,41 +145,41 @@ def load_graphs(
     names: Iterable[GraphName],
     backend: str = AUTO,
     device: str = AUTO,
+    precision: str = AUTO,
     threads: int | None = None,
+    streams: int = 1,
 ) -> tuple[dict[GraphName, Graph], Choice]:
-    """Load graphs of a bundle with the backend and device that are asked for, or chosen.
+    """Load graphs of a bundle with what is asked for, or with the first of what `auto` tries.
 
-    `threads` limits the CPU threads of one graph; None leaves it to the runtime.
+    Raises InputError for an unknown name or number, BackendError if it cannot be had.
     """
     if threads is not None and threads < 1:
         raise InputError(f"threads is {threads}: give at least 1, or None for all cores")
-    name, why = _choose_backend(backend)
-    asked = None if device == AUTO else _parse(Device, "device", device)
+    if streams < 1:
+        raise InputError(f"streams is {streams}: give at least 1")
+    wanted = None if backend == AUTO else _parse(BackendName, "backend", backend)
+    where = None if device == AUTO else _parse(Device, "device", device)
+    arithmetic = None if precision == AUTO else _parse(Compute, "precision", precision)
     graph_names = tuple(names)
-
-    def load(where: Device) -> dict[GraphName, Graph]:
-        runtime = _runtime(name, where, threads)
-        return {
-            graph: runtime.load(bundle.graph(graph), bundle.manifest.graphs[graph])
-            for graph in graph_names
-        }
-
-    if asked is not None:
-        graphs = load(asked)
-        why += f"; device {asked} was asked for"
-        return graphs, Choice(name, _version(_REGISTRY[name]) or "?", asked, why)
-    chosen = Device.CPU
-    if Device.CUDA in status(name).devices:
+    passed_over: list[str] = []
+    for name, target in _candidates(wanted, where):
         try:
-            graphs = load(Device.CUDA)
-            chosen, note = Device.CUDA, "device auto: CUDA works"
+            module = _module(name)
+            compute = _choose_compute(module, name, target, bundle.manifest.precision, arithmetic)
+            runtime: Runtime = module.create(Settings(target, compute, threads, streams))
+            graphs = {graph: runtime.load(bundle, graph) for graph in graph_names}
         except BackendError as error:
-            note = f"device auto: cpu, because CUDA does not work ({error})"
-    else:
-        note = "device auto: cpu, because this backend has no other here"
-    if chosen is Device.CPU:
-        graphs = load(Device.CPU)
-    return graphs, Choice(name, _version(_REGISTRY[name]) or "?", chosen, f"{why}; {note}")
+            if wanted is not None and where is not None:
+                raise
+            passed_over.append(f"{name} on {target} ({error})")
+            continue
+        reason = _reason(backend, device, precision, compute, passed_over)
+        version = _version(_REGISTRY[name]) or "?"
+        return graphs, Choice(name, version, target, compute, reason)
+    raise BackendError(
+        f"nothing here can run backend {backend} on device {device} in precision {precision}: "
+        + "; ".join(passed_over)
+    )
 
 
 def status(name: BackendName) -> BackendStatus:
@@ -147,23 +194,65 @@ def status(name: BackendName) -> BackendStatus:
     return BackendStatus(name, version, devices, entry.install, problem)
 
 
-def _choose_backend(backend: str) -> tuple[BackendName, str]:
-    if backend != AUTO:
-        name = _parse(BackendName, "backend", backend)
-        return name, f"backend {name} was asked for"
-    for name, entry in _REGISTRY.items():
-        if importlib.util.find_spec(entry.package) is not None:
-            return name, f"backend auto: {name} is the first of those installed"
-    commands = " or ".join(entry.install for entry in _REGISTRY.values())
-    raise BackendError(f"no backend is installed: run {commands}")
+def one_line(error: BaseException) -> str:
+    """Give a runtime's message without its line breaks, for an error of ours."""
+    return " ".join(str(error).split())
 
 
-def _runtime(name: BackendName, device: Device, threads: int | None) -> Runtime:
+def _candidates(
+    backend: BackendName | None, device: Device | None
+) -> Iterator[tuple[BackendName, Device]]:
+    if backend is not None and device is not None:
+        yield backend, device  # in no table, perhaps: then its own error says so
+        return
+    for name, target in _PREFERENCE:
+        if backend in (None, name) and device in (None, target):
+            yield name, target
+
+
+def _module(name: BackendName) -> ModuleType:
     entry = _REGISTRY[name]
     if importlib.util.find_spec(entry.package) is None:
         raise BackendError(f"backend {name} is not installed: run {entry.install}")
-    runtime: Runtime = importlib.import_module(entry.module).create(device, threads)
-    return runtime
+    return importlib.import_module(entry.module)
+
+
+def _choose_compute(
+    module: ModuleType,
+    name: BackendName,
+    device: Device,
+    stored: Precision,
+    asked: Compute | None,
+) -> Compute:
+    if device not in module.devices():
+        raise BackendError(
+            f"backend {name} as installed cannot compute on {device}: {module.REMEDIES[device]}"
+        )
+    possible: tuple[Compute, ...] = module.computes(stored, device)
+    if asked is None:
+        return possible[0]
+    if asked not in possible:
+        raise BackendError(
+            f"precision {asked}: {name} on {device} runs an {stored} bundle in "
+            f"{' or '.join(possible)}: {_REMEDIES[asked]}"
+        )
+    return asked
+
+
+def _reason(
+    backend: str, device: str, precision: str, compute: Compute, passed_over: list[str]
+) -> str:
+    asked = [
+        f"{argument} {value}"
+        for argument, value in (("backend", backend), ("device", device), ("precision", precision))
+        if value != AUTO
+    ]
+    text = f"{', '.join(asked)} asked for" if asked else "the first that auto found to work"
+    if precision == AUTO:
+        text += f"; {compute} is this bundle's default here"
+    if passed_over:
+        text += "; passed over: " + "; ".join(passed_over)
+    return text
 
 
 def _version(entry: _Entry) -> str | None:

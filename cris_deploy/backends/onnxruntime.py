@@ -8,13 +8,21 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from cris_deploy.backends import Device, Graph, Runtime
+from cris_deploy.backends import Compute, Device, Graph, Runtime, Settings, one_line
+from cris_deploy.bundle import Bundle
 from cris_deploy.errors import BackendError
-from cris_deploy.manifest import GraphSpec
+from cris_deploy.manifest import GraphName, GraphSpec, Precision
 
 _CUDA = "CUDAExecutionProvider"
 _PROVIDERS = {Device.CPU: "CPUExecutionProvider", Device.CUDA: _CUDA}
 _WARNINGS_AND_BELOW = 3  # log only errors: warnings of a valid bundle help nobody
+
+
+REMEDIES = {
+    Device.CUDA: "run pip uninstall onnxruntime && pip install 'cris-deploy[gpu]', or drop the "
+    "device option",
+    Device.CPU: "run pip install 'cris-deploy[cpu]'",
+}
 
 
 def devices() -> tuple[Device, ...]:
@@ -23,25 +31,30 @@ def devices() -> tuple[Device, ...]:
     return tuple(device for device, provider in _PROVIDERS.items() if provider in available)
 
 
-def create(device: Device, threads: int | None) -> Runtime:
-    """Make the runtime for a device; BackendError if this installation has no such provider."""
-    if device not in devices():
+def computes(precision: Precision, device: Device) -> tuple[Compute, ...]:
+    """Give the one arithmetic of a typed graph: what is stored."""
+    return (Compute(precision.value),)
+
+
+def create(settings: Settings) -> Runtime:
+    """Make the runtime; BackendError for more than one stream, which it does not have."""
+    if settings.streams > 1:
         raise BackendError(
-            f"device {device}: the installed onnxruntime has no {_PROVIDERS[device]}: run "
-            "pip uninstall onnxruntime && pip install 'cris-deploy[gpu]', or drop the device option"
+            f"streams is {settings.streams}: onnxruntime has none; take backend openvino, or leave "
+            "streams at 1 and call the engine from several threads"
         )
-    return _OnnxRuntime(device, threads)
+    return _OnnxRuntime(settings)
 
 
 class _OnnxRuntime:
-    def __init__(self, device: Device, threads: int | None) -> None:
-        self._device = device
-        self._threads = threads
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
 
-    def load(self, path: Path, spec: GraphSpec) -> Graph:
-        if self._device is Device.CPU:
-            return _Session(path, self._device, self._threads, {})
-        return _FixedShapes(path, spec, self._device, self._threads)
+    def load(self, bundle: Bundle, name: GraphName) -> Graph:
+        path, device, threads = bundle.graph(name), self._settings.device, self._settings.threads
+        if device is Device.CPU:
+            return _Session(path, device, threads, {})
+        return _FixedShapes(path, bundle.manifest.graphs[name], device, threads)
 
 
 class _Session:
@@ -69,7 +82,7 @@ class _Session:
         except Exception as error:  # its exceptions share no base class
             raise BackendError(
                 f"onnxruntime {onnxruntime.__version__} cannot load {path.name} on {device}: "
-                f"{_one_line(error)}"
+                f"{one_line(error)}"
             ) from None
         self._outputs = [value.name for value in self._session.get_outputs()]
 
@@ -77,7 +90,7 @@ class _Session:
         try:
             values = self._session.run(self._outputs, dict(inputs))
         except Exception as error:
-            raise BackendError(f"onnxruntime failed: {_one_line(error)}") from None
+            raise BackendError(f"onnxruntime failed: {one_line(error)}") from None
         return dict(zip(self._outputs, values, strict=True))
 
 
@@ -120,12 +133,8 @@ def _module() -> ModuleType:
         import onnxruntime
     except ImportError as error:
         raise BackendError(
-            f"backend onnxruntime cannot be imported ({_one_line(error)}): run "
+            f"backend onnxruntime cannot be imported ({one_line(error)}): run "
             "pip install 'cris-deploy[cpu]'"
         ) from None
     module: ModuleType = onnxruntime
     return module
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

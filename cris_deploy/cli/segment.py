@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cris_deploy.backends import AUTO, BackendName, Device
+from cris_deploy.backends import AUTO, BackendName, Compute, Device
 from cris_deploy.cli import guarded, one_line
 from cris_deploy.cli.jobs import BadEntry, Job, read_jobs
 from cris_deploy.errors import CrisError, InputError
@@ -84,6 +84,7 @@ def segment_jobs(
     *,
     backend: str = AUTO,
     device: str = AUTO,
+    precision: str = AUTO,
     threads: int | None = None,
     max_pixels: int = MAX_PIXELS,
     batch_size: int = 8,
@@ -96,7 +97,14 @@ def segment_jobs(
     from cris_deploy.engine import Engine
     from cris_deploy.stream import outcomes
 
-    engine = Engine(bundle, backend=backend, device=device, threads=threads, max_pixels=max_pixels)
+    engine = Engine(
+        bundle,
+        backend=backend,
+        device=device,
+        precision=precision,
+        threads=threads,
+        max_pixels=max_pixels,
+    )
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -222,6 +230,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--device", default=AUTO, choices=[AUTO, *Device], help="device (default: auto)"
     )
+    parser.add_argument(
+        "--precision", default=AUTO, choices=[AUTO, *Compute], help="arithmetic (default: auto)"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     parser.add_argument(
         "--max-pixels",
@@ -259,6 +270,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.output,
             backend=arguments.backend,
             device=arguments.device,
+            precision=arguments.precision,
             threads=arguments.threads,
             max_pixels=arguments.max_pixels,
         )

@@ -49,7 +49,7 @@ def test_kernels(info, status, expected):
 
 
 def test_backends(info):
-    (backend,) = info.backends
+    backend = info.backends[0]
     missing = dataclasses.replace(backend, version=None, devices=())
     text = describe(dataclasses.replace(info, backends=(missing,)))
     assert "missing: pip install 'cris-deploy[cpu]'" in text
