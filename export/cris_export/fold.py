@@ -63,8 +63,8 @@ def fold_block(block: nn.Sequential) -> nn.Conv2d:
     return fold_conv(block[0], block[1])
 
 
-def fold_image_encoder(encoder: ImageEncoder) -> ImageEncoder:
-    """A copy of the image encoder without batch norms, its position grid resized for good."""
+def fold_image_encoder(encoder: ImageEncoder, side: int) -> ImageEncoder:
+    """A copy of the image encoder without batch norms, its position grid resized to side x side."""
     folded = copy.deepcopy(encoder)
     for module in folded.modules():
         if isinstance(module, (ImageEncoder, Bottleneck)):
@@ -75,7 +75,11 @@ def fold_image_encoder(encoder: ImageEncoder) -> ImageEncoder:
         if isinstance(module, Bottleneck) and module.downsample is not None:
             pool, conv, norm = module.downsample
             module.downsample = nn.Sequential(pool, fold_conv(conv, norm))
-    folded.attnpool.connect = nn.Sequential(fold_block(folded.attnpool.connect))
+    pool = folded.attnpool
+    grid = pool.position_embedding(side, side)
+    pool.positional_embedding = nn.Parameter(torch.cat([pool.positional_embedding[:1], grid]))
+    pool.grid = side
+    pool.connect = nn.Sequential(fold_block(pool.connect))
     return folded
 
 

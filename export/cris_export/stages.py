@@ -54,7 +54,7 @@ class ImageStage(nn.Module):
     def __init__(self, model: Cris) -> None:
         super().__init__()
         neck, width = model.neck, model.config.neck_width
-        self.encoder = fold.fold_image_encoder(model.backbone.visual)
+        self.encoder = fold.fold_image_encoder(model.backbone.visual, model.config.input_size // 32)
         self.f5 = fold.fold_block(neck.f1_v_proj)
         self.f4 = fold.fold_block(neck.f2_v_proj)
         self.f3 = fold.fold_block(neck.f3_v_proj)
@@ -267,16 +267,20 @@ class UpsampledConv(nn.Module):
         # padding=2 cuts off what the filter would only carry to the edges: (2h + 1) x (2w + 1).
         spread = F.conv_transpose2d(padded, self.weight, stride=2, padding=2)
         inner = F.conv2d(spread, self.blur, self.bias, groups=len(self.blur))  # without edges
-        # Two rows (columns) of x suffice for the two of its doubling that an edge depends on.
-        top = self._plain(x[:, :, :2], slice(None, 2), slice(None))[:, :, :1]
-        bottom = self._plain(x[:, :, -2:], slice(-2, None), slice(None))[:, :, -1:]
-        left = self._plain(x[:, :, :, :2], slice(None), slice(None, 2))[:, :, 1:-1, :1]
-        right = self._plain(x[:, :, :, -2:], slice(None), slice(-2, None))[:, :, 1:-1, -1:]
-        return torch.cat([top, torch.cat([left, inner, right], dim=3), bottom], dim=2)
+        # Two rows (columns) of x suffice for the two of its doubling that an edge depends on, and
+        # two of the three rows (columns) of the weights: the third meets zeros.
+        w = self.weight
+        top = self._edge(x[:, :, :2], slice(None, 2), slice(None), w[:, :, :2])
+        bottom = self._edge(x[:, :, -2:], slice(-2, None), slice(None), w[:, :, 1:])
+        left = self._edge(x[:, :, :, :2], slice(None), slice(None, 2), w[:, :, :, :2])
+        right = self._edge(x[:, :, :, -2:], slice(None), slice(-2, None), w[:, :, :, 1:])
+        middle = torch.cat([left[:, :, 1:-1], inner, right[:, :, 1:-1]], dim=3)
+        return torch.cat([top, middle, bottom], dim=2)
 
-    def _plain(self, x: Tensor, rows: slice, columns: slice) -> Tensor:
+    def _edge(self, x: Tensor, rows: slice, columns: slice, weight: Tensor) -> Tensor:
+        """The outermost row or column in the plain order, of two of `x` and their doubling."""
         doubled = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
-        return F.conv_transpose2d(doubled[:, :, rows, columns], self.weight, self.bias, padding=1)
+        return F.conv_transpose2d(doubled[:, :, rows, columns], weight, self.bias, padding=1)
 
 
 class FilterHead(nn.Module):

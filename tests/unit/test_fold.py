@@ -45,7 +45,7 @@ def test_batch_norm_into_linear() -> None:
 
 def test_image_encoder_without_batch_norms() -> None:
     encoder = randomised(ImageEncoder(CrisConfig.tiny()))
-    folded = fold.fold_image_encoder(encoder)
+    folded = fold.fold_image_encoder(encoder, 2)
     assert not [m for m in folded.modules() if isinstance(m, nn.BatchNorm2d)]
     image = torch.randn(2, 3, 64, 64)
     for mine, plain in zip(folded(image), encoder(image), strict=True):
