@@ -1,9 +1,10 @@
 """The bundle on disk: a directory that is complete, portable and checks itself.
 
-    manifest.json     what it is, and the hash of every other file
+    manifest.json     what it is, and the hash of every other file but plans
     tokenizer.json    so that the runtime needs neither torch nor open_clip
     *.onnx            the full graph and its three stages
     weights.bin       the weights of all four, stored once
+    engines/          plans for GPUs, if any; each vouches for itself (`plans.py`)
     samples/          images and expressions with the FP32 model's logits: the bundle's own test
 
 It is written to a hidden sibling and renamed, so a killed export leaves nothing under the final
@@ -43,6 +44,7 @@ from cris_deploy.manifest import (
 )
 
 __all__ = [
+    "ENGINES",
     "FORMAT",
     "MANIFEST",
     "TOKENIZER",
@@ -64,6 +66,7 @@ __all__ = [
 MANIFEST: Final = "manifest.json"
 TOKENIZER: Final = "tokenizer.json"
 WEIGHTS: Final = "weights.bin"
+ENGINES: Final = "engines"
 
 _PARTIAL = ".partial"
 _REPLACED = ".replaced"
@@ -182,12 +185,13 @@ class BundleWriter:
         """Write manifest.json with the hashes of all files there are; returns what was written.
 
         May be called again, for instance to add the parity report; unchanged files are not
-        hashed twice.
+        hashed twice. Plans vouch for themselves and are not listed. What lies under a name with a
+        leading dot is scratch: not listed either, and `commit` removes it.
         """
         files = {}
         for path in sorted(self.directory.rglob("*")):
             name = path.relative_to(self.directory).as_posix()
-            if path.is_file() and name != MANIFEST:
+            if path.is_file() and name != MANIFEST and not name.startswith((".", f"{ENGINES}/")):
                 files[name] = self._record(path, name)
         manifest = dataclasses.replace(manifest, files=files)
         text = manifest.to_json()
@@ -201,6 +205,8 @@ class BundleWriter:
         if not (self.directory / MANIFEST).is_file():
             raise BundleError(f"bundle {self.path} has no manifest: call write_manifest first")
         self._check_target()
+        for path in self.directory.glob(".*"):
+            shutil.rmtree(path)
         try:
             for path in [*self.directory.rglob("*"), self.directory]:
                 _flush(path)

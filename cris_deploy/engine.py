@@ -1,35 +1,40 @@
 """The engine: a bundle, an image and expressions in, masks out.
 
 One picture's way: `image.decode` and `letterbox`, the image encoder (or the cache), the text
-encoder (or the cache), the mask decoder, `mask.upsample_masks`.
+encoder (or the cache), the mask decoder and the mask step. From the letterbox on it takes the road
+of the device: `road.HostRoad`, or `cuda.road.DeviceRoad`, on which nothing leaves the GPU between.
 """
 
 import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, TypeAlias, overload
+from typing import TYPE_CHECKING, Final, overload
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cris_deploy import image as images
-from cris_deploy import mask as masks
-from cris_deploy.backends import AUTO, BackendName, Choice, Compute, Device, Graph, load_graphs
+from cris_deploy.backends import AUTO, Choice, Device, Graph, load_graphs
 from cris_deploy.bundle import Bundle
 from cris_deploy.cache import LruCache
-from cris_deploy.errors import BundleError, ExpressionError, InputError
-from cris_deploy.image import ImageInput, Pixels
-from cris_deploy.manifest import GraphName, ModelFacts, Precision
+from cris_deploy.engine_info import EngineInfo
+from cris_deploy.errors import BackendError, BundleError, ExpressionError, InputError
+from cris_deploy.image import ImageInput
+from cris_deploy.manifest import GraphName, ModelFacts
+from cris_deploy.road import Decoded, Features, HostRoad, Road
+from cris_deploy.scene import Picture, Prompt, Scene
 from cris_deploy.segmentation import Segmentation
 from cris_deploy.text import Tokenizer, TruncationWarning
 
-_log = logging.getLogger("cris_deploy")
+if TYPE_CHECKING:
+    from cris_deploy.cuda.road import DeviceRoad
+    from cris_deploy.cuda.segmentation import DeviceSegmentation
 
-Features: TypeAlias = dict[str, NDArray[Any]]
-"""Outputs of a stage by name, first axis the batch."""
+__all__ = ["Engine", "EngineInfo", "Picture", "Prompt", "Scene"]
+
+_log = logging.getLogger("cris_deploy")
 
 _SCENE = ("f3", "f4", "f5")
 _TEXT = ("words", "sentence", "padding")
@@ -38,87 +43,7 @@ _INTERFACES: Final[Mapping[GraphName, tuple[tuple[str, ...], tuple[str, ...]]]] 
     GraphName.TEXT_ENCODER: (("tokens",), _TEXT),
     GraphName.MASK_DECODER: ((*_TEXT, *_SCENE), ("logits",)),
 }
-# Expressions per run of the mask decoder: beyond this only the memory grows.
-_CHUNK = 8
 _WARNED = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class EngineInfo:
-    """What an engine runs, and on what.
-
-    `precision` is what the bundle stores, `choice` says which backend, device and arithmetic are in
-    use, and why.
-    """
-
-    bundle: Path
-    model: ModelFacts
-    precision: Precision
-    choice: Choice
-    threads: int | None
-    streams: int
-    versions: Mapping[str, str]
-
-    @property
-    def backend(self) -> BackendName:
-        """The runtime in use."""
-        return self.choice.backend
-
-    @property
-    def device(self) -> Device:
-        """The device in use."""
-        return self.choice.device
-
-    @property
-    def compute(self) -> Compute:
-        """The arithmetic in use."""
-        return self.choice.compute
-
-    @property
-    def reason(self) -> str:
-        """Why this backend, this device and this arithmetic."""
-        return self.choice.reason
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """A decoded image, letterboxed to (S, S, 3) uint8 RGB, and the size it had."""
-
-    square: Pixels
-    height: int
-    width: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Prompt:
-    """An expression as it was given, its tokens (word_len,) int64, and whether they were cut."""
-
-    expression: str
-    tokens: NDArray[np.int64]
-    truncated: bool
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Scene:
-    """An image whose features are computed; segment it with any number of expressions."""
-
-    engine: "Engine"
-    features: Features
-    height: int
-    width: int
-
-    @overload
-    def segment(self, expression: str) -> Segmentation: ...  # type: ignore[overload-overlap]
-    @overload
-    def segment(self, expression: Sequence[str]) -> list[Segmentation]: ...
-    def segment(self, expression: str | Sequence[str]) -> Segmentation | list[Segmentation]:
-        """Segment with one expression, or with several to get a list in their order.
-
-        Raises ExpressionError for an unusable expression, BackendError if the runtime fails.
-        """
-        prompts = self.engine.read_expressions(expression)
-        results = self.engine.decode_masks([self] * len(prompts), prompts)
-        return results[0] if isinstance(expression, str) else results
 
 
 class Engine:
@@ -130,8 +55,10 @@ class Engine:
         or refused with a BackendError. `precision` is the arithmetic: "auto" keeps what the
         bundle's parity was proved in.
     threads: CPU threads for one graph; None leaves it to the runtime.
-    streams: runs that may go on at once on a CPU and share its threads: more images per second from
-        several calling threads, each of them slower (backend openvino).
+    streams: runs that may go on at once, for more images per second from several calling threads:
+        on a CPU (backend openvino) they share its threads, so each is slower; on a GPU each has
+        buffers of its own.
+    cuda_graphs: capture a GPU's work for each batch size when it is first seen, and replay it.
     cache: keep features of the last images and expressions, `image_cache` and `text_cache` many.
     max_pixels: images above are refused before they are decoded.
     """
@@ -145,6 +72,7 @@ class Engine:
         precision: str = AUTO,
         threads: int | None = None,
         streams: int = 1,
+        cuda_graphs: bool = True,
         cache: bool = True,
         image_cache: int = 16,
         text_cache: int = 1024,
@@ -163,8 +91,9 @@ class Engine:
         self._tokenizer = Tokenizer.from_file(opened.tokenizer, self._model.word_len)
         self._graphs: dict[GraphName, Graph] | None
         self._graphs, choice = load_graphs(
-            opened, _INTERFACES, backend, device, precision, threads, streams
+            opened, _INTERFACES, backend, device, precision, threads, streams, cuda_graphs
         )
+        self._road: Final = _road(choice, self._graphs, self._model, threads)
         self.max_pixels: Final = max_pixels
         self.info: Final = EngineInfo(
             opened.path,
@@ -174,6 +103,7 @@ class Engine:
             threads,
             streams,
             manifest.versions,
+            self._road.mask_device,
         )
         # Keys are the pixels and the tokens themselves: no collisions, and hashing bytes is fast.
         self._scenes: LruCache[bytes, Features] = LruCache(image_cache if cache else 0)
@@ -182,6 +112,11 @@ class Engine:
         _log.info(
             "%s on %s in %s (%s)", choice.backend, choice.device, choice.compute, choice.reason
         )
+        if self._road.mask_device is not choice.device:
+            _log.warning(
+                "the mask step runs on the CPU, cris_deploy._kernels was built without CUDA: "
+                "install with nvcc on PATH (pip install . -C cmake.define.CRIS_CUDA=ON)"
+            )
 
     @overload
     def segment(  # type: ignore[overload-overlap]
@@ -207,6 +142,43 @@ class Engine:
         """Compute what depends on the image alone, once for any number of expressions."""
         self._stages()
         return self.encode_pictures([self.prepare(image)])[0]
+
+    @overload
+    def segment_on_device(  # type: ignore[overload-overlap]
+        self, image: object, expression: str, *, stream: object = None
+    ) -> "DeviceSegmentation": ...
+    @overload
+    def segment_on_device(
+        self, image: object, expression: Sequence[str], *, stream: object = None
+    ) -> "list[DeviceSegmentation]": ...
+    def segment_on_device(
+        self, image: object, expression: str | Sequence[str], *, stream: object = None
+    ) -> "DeviceSegmentation | list[DeviceSegmentation]":
+        """Segment an image that is on the GPU, and leave the masks there.
+
+        image: (H, W, 3) uint8 RGB, C-contiguous, with DLPack or `__cuda_array_interface__`
+            (PyTorch, CuPy, pycuda, Numba).
+        stream: the CUDA stream the image is made on and the masks are used on: its address, or a
+            stream of PyTorch, CuPy, pycuda or cuda-python. The call then waits for nothing, and
+            what is queued on that stream later finds the masks; the stream has to live as long as
+            they do. Without it, the image must be ready in the order of the default stream, or of
+            the one it names itself, and the call returns when the masks are there.
+        Such an image is not looked up in the cache; `encode_device_image` keeps its features.
+        Raises ImageError, ExpressionError, InputError, and BackendError if the engine is not on a
+        GPU or the extension was built without CUDA.
+        """
+        self._device_road()
+        self.read_expressions(expression)
+        return self.encode_device_image(image, stream=stream).segment_on_device(
+            expression, stream=stream
+        )
+
+    def encode_device_image(self, image: object, *, stream: object = None) -> Scene:
+        """Encode an image that is on the GPU; arguments and errors as in `segment_on_device`."""
+        road, graph = self._device_road(), self._stages()[GraphName.IMAGE_ENCODER]
+        with self._forgetting():
+            features, size = road.encode_device_image(graph, image, stream, self.max_pixels)
+        return Scene(self, features, *size)
 
     def stream(
         self, pairs: Iterable[tuple[ImageInput, str]], batch_size: int = 8
@@ -234,9 +206,11 @@ class Engine:
 
     def close(self) -> None:
         """Release the graphs and caches; any later use raises InputError."""
-        self._graphs = None
+        graphs, self._graphs = self._graphs, None
         self._scenes.clear()
         self._texts.clear()
+        if graphs is not None:
+            self._road.close()
 
     def __enter__(self) -> "Engine":
         return self
@@ -288,61 +262,84 @@ class Engine:
         self, scenes: Sequence[Scene], prompts: Sequence[Prompt]
     ) -> list[Segmentation]:
         """Segment each scene with the expression in its place."""
-        for prompt in prompts:
-            if prompt.truncated:
-                self._warn(prompt.expression)
+        self._warn_of_truncated(prompts)
         texts = self._encode_prompts(prompts)
-        results = []
-        for start in range(0, len(scenes), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            logits = self._run_mask_decoder(scenes[part], texts[part])
-            upsampled = masks.upsample_masks(
-                logits,
-                [(scene.height, scene.width) for scene in scenes[part]],
-                self._model.input_size,
-                self._model.threshold,
-                threads=self.info.threads,
-            )
-            results += [
-                _segmentation(*item) for item in zip(upsampled, logits, prompts[part], strict=True)
-            ]
-        return results
+        graph = self._stages()[GraphName.MASK_DECODER]
+        sizes = [(scene.height, scene.width) for scene in scenes]
+        with self._forgetting():
+            decoded = self._road.decode(graph, [scene.features for scene in scenes], texts, sizes)
+        return [_segmentation(*item) for item in zip(decoded, prompts, strict=True)]
+
+    def decode_masks_on_device(
+        self, scenes: Sequence[Scene], prompts: Sequence[Prompt], stream: object
+    ) -> "list[DeviceSegmentation]":
+        """Segment each scene with the expression in its place; the masks stay on the GPU."""
+        from cris_deploy.cuda.segmentation import DeviceSegmentation
+
+        road = self._device_road()
+        self._warn_of_truncated(prompts)
+        texts = self._encode_prompts(prompts)
+        features = [scene.features for scene in scenes]
+        sizes = [(scene.height, scene.width) for scene in scenes]
+        graph = self._stages()[GraphName.MASK_DECODER]
+        with self._forgetting():
+            found = road.decode_on_device(graph, features, texts, sizes, stream)
+        return [
+            DeviceSegmentation(m.mask, m.logits, m.stats, prompt.expression, prompt.truncated)
+            for m, prompt in zip(found, prompts, strict=True)
+        ]
 
     def _run_image_encoder(self, pictures: Sequence[Picture]) -> list[Features]:
         if not pictures:
             return []
-        batch = np.stack([images.normalise(picture.square) for picture in pictures])
-        outputs = self._stages()[GraphName.IMAGE_ENCODER].run({"image": batch})
-        return _rows(outputs, len(pictures))
+        graph = self._stages()[GraphName.IMAGE_ENCODER]
+        with self._forgetting():
+            return self._road.encode_images(graph, [picture.square for picture in pictures])
 
     def _encode_prompts(self, prompts: Sequence[Prompt]) -> list[Features]:
         keys = [prompt.tokens.tobytes() for prompt in prompts]
         found = {key: value for key in keys if (value := self._texts.get(key)) is not None}
         missing = {k: p.tokens for k, p in zip(keys, prompts, strict=True) if k not in found}
         if missing:
-            tokens = np.stack(list(missing.values()))
-            outputs = self._stages()[GraphName.TEXT_ENCODER].run({"tokens": tokens})
-            for key, features in zip(missing, _rows(outputs, len(tokens)), strict=True):
+            graph = self._stages()[GraphName.TEXT_ENCODER]
+            with self._forgetting():
+                rows = self._road.encode_texts(graph, np.stack(list(missing.values())))
+            for key, features in zip(missing, rows, strict=True):
                 found[key] = features
                 self._texts.put(key, features)
         return [found[key] for key in keys]
-
-    def _run_mask_decoder(
-        self, scenes: Sequence[Scene], texts: Sequence[Features]
-    ) -> NDArray[np.float32]:
-        """(n, h, w) float32 logits, writable by nobody but their owner."""
-        inputs = _joined(texts)
-        # One image for all expressions is not repeated: the graph broadcasts it.
-        same = all(scene.features is scenes[0].features for scene in scenes)
-        inputs |= _joined([scene.features for scene in (scenes[:1] if same else scenes)])
-        logits = self._stages()[GraphName.MASK_DECODER].run(inputs)["logits"]
-        return np.asarray(logits[:, 0], dtype=np.float32)  # (n, 1, h, w) -> (n, h, w)
 
     def _stages(self) -> dict[GraphName, Graph]:
         graphs = self._graphs
         if graphs is None:
             raise InputError("engine is closed: make a new Engine")
         return graphs
+
+    def _device_road(self) -> "DeviceRoad":
+        from cris_deploy.cuda.road import DeviceRoad
+
+        if not isinstance(self._road, DeviceRoad):
+            raise BackendError(
+                f"this engine runs on {self.info.device}: make one with device='cuda', or use "
+                "segment"
+            )
+        return self._road
+
+    @contextmanager
+    def _forgetting(self) -> Iterator[None]:
+        """If a run fails, forget what a GPU holds: it may be lost, or wanted for something else."""
+        try:
+            yield
+        except BackendError:
+            if self.info.device is Device.CUDA:
+                self._scenes.clear()
+                self._texts.clear()
+            raise
+
+    def _warn_of_truncated(self, prompts: Sequence[Prompt]) -> None:
+        for prompt in prompts:
+            if prompt.truncated:
+                self._warn(prompt.expression)
 
     def _warn(self, expression: str) -> None:
         def warn() -> bool:
@@ -351,7 +348,7 @@ class Engine:
                 f"expression {shown!r} is longer than the model's {self._model.word_len} tokens: "
                 "only its beginning is used",
                 TruncationWarning,
-                stacklevel=6,
+                stacklevel=7,
             )
             return True
 
@@ -379,23 +376,22 @@ def _checked_list(expressions: object) -> list[str]:
     return list(expressions)
 
 
-def _segmentation(
-    upsampled: masks.UpsampledMask, logits: NDArray[np.float32], prompt: Prompt
-) -> Segmentation:
+def _road(
+    choice: Choice, graphs: Mapping[GraphName, Graph], model: ModelFacts, threads: int | None
+) -> Road:
+    if choice.device is Device.CPU:
+        return HostRoad(model, threads)
+    from cris_deploy.cuda.graph import DeviceGraph
+    from cris_deploy.cuda.road import DeviceRoad
+
+    stage = graphs[GraphName.IMAGE_ENCODER]
+    assert isinstance(stage, DeviceGraph)  # what every backend gives for a GPU
+    return DeviceRoad(stage.device, model, threads)
+
+
+def _segmentation(decoded: Decoded, prompt: Prompt) -> Segmentation:
+    upsampled, logits = decoded
     assert upsampled.mask is not None  # it was asked for
     return Segmentation(
         upsampled.mask, logits, prompt.expression, prompt.truncated, upsampled.area, upsampled.box
     )
-
-
-def _rows(outputs: Mapping[str, NDArray[Any]], count: int) -> list[Features]:
-    """Split a batch; copies, so that a cached row does not keep its whole batch alive."""
-    if count == 1:
-        return [dict(outputs)]
-    return [{k: v[i : i + 1].copy() for k, v in outputs.items()} for i in range(count)]
-
-
-def _joined(rows: Sequence[Features]) -> Features:
-    if len(rows) == 1:
-        return dict(rows[0])
-    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}

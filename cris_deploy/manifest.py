@@ -6,21 +6,19 @@ format number has to change only when old readers would go wrong.
 
 import dataclasses
 import json
-import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import PurePosixPath
-from typing import Any, Final, TypeVar
+from typing import Final
 
 from cris_deploy.errors import BundleError
+from cris_deploy.fields import Field
 
 FORMAT: Final = 1
 """Version of the bundle format that this package writes, and the newest that it reads."""
-
-_T = TypeVar("_T")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+DEFAULT_MIN_IOU: Final = 0.99
+"""Least mean mask IoU against FP32 PyTorch, where nobody names one."""
 
 
 class GraphName(StrEnum):
@@ -49,6 +47,14 @@ class DType(StrEnum):
     BOOL = "bool"
 
 
+class NumberType(StrEnum):
+    """What a graph computes with and stores its weights in."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    INT8 = "int8"
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """An input or output of a graph; a str in `shape` is a dimension chosen at run time."""
@@ -65,6 +71,24 @@ class GraphSpec:
     file: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TypeShare:
+    """How much of a graph has which type; a type that does not occur is left out.
+
+    `nodes` counts nodes with float results by their type, `weight_bytes` what is stored,
+    `multiply_adds` those of convolutions and matrix products for one image and one expression;
+    an int8 product is one whose inputs both come from a DequantizeLinear. `conversions` counts
+    Cast, QuantizeLinear and DequantizeLinear nodes, which are in no other count. `islands` names
+    the nodes of a float16 graph that compute in float32, and the rule that wants it.
+    """
+
+    nodes: Mapping[NumberType, int]
+    weight_bytes: Mapping[NumberType, int]
+    multiply_adds: Mapping[NumberType, int]
+    conversions: int
+    islands: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,24 +109,82 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """An image (`height` x `width` pixels), an expression, and the FP32 model's logits (npy)."""
+    """An image (`height` x `width` pixels), an expression, and the FP32 model's logits (npy).
+
+    `scene` and `text` are the FP32 outputs of the image and text encoder (npz), for a few samples.
+    """
 
     image: str
     expression: str
     logits: str
     height: int
     width: int
+    scene: str | None = None
+    text: str | None = None
+
+
+class Route(StrEnum):
+    """Ways through a bundle: stage by stage, as an engine goes, or the full graph at once."""
+
+    STAGES = "stages"
+    FULL = "full"
+
+
+@dataclass(frozen=True, slots=True)
+class RouteParity:
+    """A route from image to mask: mask IoU, and the largest absolute logit error.
+
+    Here and below an error is None where NaN or infinity came out.
+    """
+
+    route: Route
+    mean_iou: float
+    worst_iou: float
+    max_logit_error: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class StageParity:
+    """One stage by itself, on the very inputs that FP32 PyTorch has there.
+
+    `relative_error` is the root mean square of the difference over that of the reference, of the
+    worst output; `max_error` the largest absolute difference; `logit_error` the relative error of
+    the logits that comes from this stage alone. The worst sample counts.
+    """
+
+    stage: GraphName
+    relative_error: float | None
+    max_error: float | None
+    logit_error: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What one backend gave. Names are plain text: a newer version may know more of them.
+
+    `required` if the export depended on it; `problem` says in one sentence what failed.
+    """
+
+    backend: str
+    version: str
+    device: str
+    compute: str
+    required: bool
+    routes: tuple[RouteParity, ...]
+    stages: tuple[StageParity, ...]
+    problem: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """Exported graph against FP32 PyTorch on the samples: mask IoU and absolute logit error."""
+    """Exported graphs against FP32 PyTorch on the samples: the worst of all required proofs."""
 
     min_iou: float
     mean_iou: float
     worst_iou: float
     max_logit_error: float
     passed: bool
+    proofs: tuple[Proof, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +206,7 @@ class Manifest:
     precision: Precision
     opset: int
     graphs: Mapping[GraphName, GraphSpec]
+    types: Mapping[GraphName, TypeShare]
     versions: Mapping[str, str]
     samples: tuple[Sample, ...]
     parity: Parity | None
@@ -134,8 +217,7 @@ class Manifest:
     def to_json(self) -> str:
         """Write as the text of manifest.json."""
         document = dataclasses.asdict(self)
-        # Hardware-specific engines have their place in the format, and none exists yet.
-        document = {"format": self.format, "engines": [], **document}
+        document = {"format": self.format, **document}
         return json.dumps(document, indent=2, ensure_ascii=False, sort_keys=False) + "\n"
 
     @classmethod
@@ -147,94 +229,10 @@ class Manifest:
             raise BundleError(
                 f"{where} is not valid JSON ({error}): export the bundle again"
             ) from None
-        return _read_manifest(_Field(document, where, ""))
+        return _read_manifest(Field(document, where, ""))
 
 
-@dataclass(frozen=True, slots=True)
-class _Field:
-    """A JSON value with its place in the document, for error messages."""
-
-    value: Any
-    where: str
-    path: str
-
-    def wrong(self, expected: str) -> BundleError:
-        found = json.dumps(self.value, ensure_ascii=False)
-        found = found if len(found) <= 60 else found[:57] + "..."
-        return BundleError(
-            f"{self.where}: {self.path or 'the document'} is {found}, expected {expected}: "
-            "export the bundle again"
-        )
-
-    def __getitem__(self, key: str) -> "_Field":
-        if not isinstance(self.value, dict):
-            raise self.wrong("an object")
-        path = f"{self.path}.{key}" if self.path else key
-        if key not in self.value:
-            raise BundleError(f"{self.where}: {path} is missing: export the bundle again")
-        return _Field(self.value[key], self.where, path)
-
-    def items(self) -> list[tuple[str, "_Field"]]:
-        if not isinstance(self.value, dict):
-            raise self.wrong("an object")
-        return [(key, self[key]) for key in self.value]
-
-    def each(self, read: Callable[["_Field"], _T]) -> tuple[_T, ...]:
-        if not isinstance(self.value, list):
-            raise self.wrong("a list")
-        return tuple(
-            read(_Field(value, self.where, f"{self.path}[{index}]"))
-            for index, value in enumerate(self.value)
-        )
-
-    def text(self) -> str:
-        if not isinstance(self.value, str):
-            raise self.wrong("a string")
-        return self.value
-
-    def integer(self, minimum: int = 0) -> int:
-        if type(self.value) is not int or self.value < minimum:  # bool is an int, too
-            raise self.wrong(f"an integer of at least {minimum}")
-        return self.value
-
-    def number(self, low: float, high: float) -> float:
-        if type(self.value) not in (int, float) or not low <= self.value <= high:  # NaN fails
-            raise self.wrong(f"a number from {low:g} to {high:g}")
-        return float(self.value)
-
-    def boolean(self) -> bool:
-        if not isinstance(self.value, bool):
-            raise self.wrong("true or false")
-        return self.value
-
-    def sha256(self) -> str:
-        if not _SHA256.fullmatch(self.text()):
-            raise self.wrong("64 hexadecimal digits")
-        return self.text()
-
-    def file_name(self) -> str:
-        """A name that stays inside the bundle on every system."""
-        name = self.text()
-        path = PurePosixPath(name)
-        inside = (
-            name == path.as_posix()
-            and not path.is_absolute()
-            and name != "."
-            and ".." not in path.parts
-            and not set(name) & set("\\:\0")
-        )
-        if not inside:
-            raise self.wrong("a relative path inside the bundle")
-        return name
-
-    def one_of(self, enum: type[_T]) -> _T:
-        values = [str(member.value) for member in enum]  # type: ignore[attr-defined]
-        if self.value not in values:
-            raise self.wrong(" or ".join(values))
-        return enum(self.value)  # type: ignore[call-arg]
-
-
-def _read_manifest(root: _Field) -> Manifest:
+def _read_manifest(root: Field) -> Manifest:
     version = root["format"].integer(1)
     if version > FORMAT:
         raise BundleError(
@@ -242,13 +240,13 @@ def _read_manifest(root: _Field) -> Manifest:
             f"{FORMAT}: upgrade cris-deploy (pip install -U cris-deploy)"
         )
     files = {
-        _Field(name, root.where, "files").file_name(): FileRecord(
+        Field(name, root.where, "files").file_name(): FileRecord(
             record["sha256"].sha256(), record["bytes"].integer()
         )
         for name, record in root["files"].items()
     }
 
-    def listed(field: _Field) -> str:
+    def listed(field: Field) -> str:
         if field.file_name() not in files:
             raise field.wrong("a file that 'files' lists")
         return field.file_name()
@@ -267,6 +265,7 @@ def _read_manifest(root: _Field) -> Manifest:
             )
             for name in GraphName
         },
+        types={name: _read_share(root["types"][name]) for name in GraphName},
         versions={name: version.text() for name, version in root["versions"].items()},
         samples=root["samples"].each(
             lambda sample: Sample(
@@ -275,6 +274,8 @@ def _read_manifest(root: _Field) -> Manifest:
                 listed(sample["logits"]),
                 sample["height"].integer(1),
                 sample["width"].integer(1),
+                sample.optional("scene", listed),
+                sample.optional("text", listed),
             )
         ),
         parity=None if parity.value is None else _read_parity(parity),
@@ -283,7 +284,7 @@ def _read_manifest(root: _Field) -> Manifest:
     )
 
 
-def _read_model(model: _Field) -> ModelFacts:
+def _read_model(model: Field) -> ModelFacts:
     return ModelFacts(
         architecture=model["architecture"].text(),
         input_size=model["input_size"].integer(1),
@@ -298,8 +299,8 @@ def _read_model(model: _Field) -> ModelFacts:
     )
 
 
-def _read_tensor(tensor: _Field) -> TensorSpec:
-    def dimension(field: _Field) -> int | str:
+def _read_tensor(tensor: Field) -> TensorSpec:
+    def dimension(field: Field) -> int | str:
         return field.text() if isinstance(field.value, str) else field.integer(1)
 
     return TensorSpec(
@@ -307,11 +308,59 @@ def _read_tensor(tensor: _Field) -> TensorSpec:
     )
 
 
-def _read_parity(parity: _Field) -> Parity:
+def _read_share(share: Field) -> TypeShare:
+    def counts(field: Field) -> dict[NumberType, int]:
+        return {
+            Field(name, field.where, field.path).one_of(NumberType): count.integer()
+            for name, count in field.items()
+        }
+
+    return TypeShare(
+        nodes=counts(share["nodes"]),
+        weight_bytes=counts(share["weight_bytes"]),
+        multiply_adds=counts(share["multiply_adds"]),
+        conversions=share["conversions"].integer(),
+        islands={node: rule.text() for node, rule in share["islands"].items()},
+    )
+
+
+def _read_parity(parity: Field) -> Parity:
     return Parity(
         min_iou=parity["min_iou"].number(0, 1),
         mean_iou=parity["mean_iou"].number(0, 1),
         worst_iou=parity["worst_iou"].number(0, 1),
-        max_logit_error=parity["max_logit_error"].number(0, sys.float_info.max),
+        max_logit_error=_read_error(parity["max_logit_error"]),
         passed=parity["passed"].boolean(),
+        proofs=parity.optional("proofs", lambda proofs: proofs.each(_read_proof)) or (),
     )
+
+
+def _read_proof(proof: Field) -> Proof:
+    return Proof(
+        backend=proof["backend"].text(),
+        version=proof["version"].text(),
+        device=proof["device"].text(),
+        compute=proof["compute"].text(),
+        required=proof["required"].boolean(),
+        routes=proof["routes"].each(
+            lambda route: RouteParity(
+                route["route"].one_of(Route),
+                route["mean_iou"].number(0, 1),
+                route["worst_iou"].number(0, 1),
+                route.optional("max_logit_error", _read_error),
+            )
+        ),
+        stages=proof["stages"].each(
+            lambda stage: StageParity(
+                stage["stage"].one_of(GraphName),
+                stage.optional("relative_error", _read_error),
+                stage.optional("max_error", _read_error),
+                stage.optional("logit_error", _read_error),
+            )
+        ),
+        problem=proof.optional("problem", Field.text),
+    )
+
+
+def _read_error(error: Field) -> float:
+    return error.number(0, sys.float_info.max)

@@ -14,7 +14,7 @@ from enum import Enum, Flag, auto
 from functools import cache, lru_cache
 from itertools import pairwise
 from types import ModuleType
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import cv2
 import numpy as np
@@ -89,6 +89,18 @@ class UpsampledMask:
     packed: NDArray[np.uint8] | None = None
     probabilities: NDArray[np.float32] | None = None
     counts: str | None = None
+
+
+class Overlap(NamedTuple):
+    """Pixels that two masks share, and that either has."""
+
+    intersection: int
+    union: int
+
+    @property
+    def iou(self) -> float:
+        """Intersection over union, 0 to 1; 1 if both masks are empty."""
+        return self.intersection / self.union if self.union else 1.0
 
 
 def kernels_status() -> KernelsStatus:
@@ -179,6 +191,11 @@ def upsample_masks(
         )
         for (height, width), result in zip(sizes, results, strict=True)
     ]
+
+
+def overlap(first: Mask, second: Mask) -> Overlap:
+    """Compare two masks (H, W) bool of one size."""
+    return Overlap(int(np.count_nonzero(first & second)), int(np.count_nonzero(first | second)))
 
 
 def area(mask: Mask) -> int:

@@ -4,15 +4,20 @@ The "model" has no training: its logits are the product of a few image averages 
 numbers, so that every input changes every output, and a mistake in the plumbing shows.
 """
 
+import hashlib
+import json
 from pathlib import Path
 
 import cv2
 import numpy as np
 import onnx
+import onnxruntime
 import tokenizers
 from onnx import TensorProto, helper, numpy_helper
 
+from cris_deploy import image as images
 from cris_deploy.bundle import (
+    MANIFEST,
     TOKENIZER,
     WEIGHTS,
     BundleWriter,
@@ -26,7 +31,8 @@ from cris_deploy.bundle import (
     Sample,
     TensorSpec,
 )
-from cris_deploy.text import END, START, byte_pair_model
+from cris_deploy.manifest import NumberType, Proof, Route, RouteParity, StageParity, TypeShare
+from cris_deploy.text import END, START, Tokenizer, byte_pair_model
 
 SIZE = 64
 WORD_LEN = 7
@@ -193,6 +199,20 @@ def write_graphs(directory: Path) -> dict[GraphName, GraphSpec]:
     return specs
 
 
+TYPES = TypeShare({NumberType.FLOAT32: 7}, {NumberType.FLOAT32: 14000}, {}, 1, {"node": "range"})
+PICTURE = "samples/0.png"
+SAMPLES = (
+    Sample(PICTURE, "a cat", "samples/0.npy", 45, 70, "samples/scene0.npz", "samples/text0.npz"),
+    Sample(PICTURE, "the dog", "samples/1.npy", 45, 70),
+)
+PROOF = Proof(
+    *("onnxruntime", "1.0", "cpu", "fp32", True),
+    (RouteParity(Route.STAGES, 1.0, 1.0, 0.0), RouteParity(Route.FULL, 1.0, 1.0, None)),
+    (StageParity(GraphName.TEXT_ENCODER, 0.0, 0.0, None),),
+    None,
+)
+
+
 def manifest(graphs: dict[GraphName, GraphSpec]) -> Manifest:
     return Manifest(
         model=ModelFacts(
@@ -210,9 +230,10 @@ def manifest(graphs: dict[GraphName, GraphSpec]) -> Manifest:
         precision=Precision.FP32,
         opset=20,
         graphs=graphs,
+        types=dict.fromkeys(GraphName, TYPES),
         versions={"onnx": onnx.__version__},
-        samples=(Sample("samples/0.png", "a cat", "samples/0.npy", 5, 9),),
-        parity=Parity(0.99, 1.0, 1.0, 0.0, True),
+        samples=SAMPLES,
+        parity=Parity(0.99, 1.0, 1.0, 0.0, True, (PROOF,)),
         created="2026-11-22T00:00:00Z",
         files={},
     )
@@ -221,11 +242,63 @@ def manifest(graphs: dict[GraphName, GraphSpec]) -> Manifest:
 def fill(directory: Path) -> Manifest:
     """Write all files of the bundle but the manifest."""
     write_tokenizer(directory / TOKENIZER)
-    samples = directory / "samples"
-    samples.mkdir()
-    cv2.imwrite(str(samples / "0.png"), np.zeros((5, 9, 3), np.uint8))
-    np.save(samples / "0.npy", np.zeros((SIZE // 4, SIZE // 4), np.float32))
-    return manifest(write_graphs(directory))
+    (directory / "samples").mkdir()
+    coarse = np.random.default_rng(3).integers(0, 256, (5, 7, 3), np.uint8)
+    cv2.imwrite(str(directory / PICTURE), cv2.resize(coarse, (70, 45)))
+    specs = write_graphs(directory)
+    write_answers(directory)
+    return manifest(specs)
+
+
+def write_answers(directory: Path) -> None:
+    """What the graphs themselves say about the samples takes the place of PyTorch's answers."""
+    stages = {
+        name: onnxruntime.InferenceSession(directory / f"{name}.onnx")
+        for name in (GraphName.IMAGE_ENCODER, GraphName.TEXT_ENCODER, GraphName.MASK_DECODER)
+    }
+
+    def run(name, inputs):
+        names = [value.name for value in stages[name].get_outputs()]
+        return dict(zip(names, stages[name].run(names, inputs), strict=True))
+
+    tokenizer = Tokenizer.from_file(directory / TOKENIZER, WORD_LEN)
+    for sample in SAMPLES:
+        pixels = images.normalise(images.letterbox(images.decode(directory / sample.image), SIZE))
+        scene = run(GraphName.IMAGE_ENCODER, {"image": pixels[None]})
+        tokens = tokenizer.encode([sample.expression]).tokens
+        text = run(GraphName.TEXT_ENCODER, {"tokens": tokens})
+        logits = run(GraphName.MASK_DECODER, text | scene)["logits"]
+        np.save(directory / sample.logits, logits[0, 0])
+        if sample.scene is not None and sample.text is not None:
+            np.savez(directory / sample.scene, **scene)
+            np.savez(directory / sample.text, **text)
+
+
+def change_weights(bundle: Path, name: str, change) -> None:
+    """Replace one tensor of weights.bin by `change(tensor)`, and write its hash where it belongs.
+
+    As if the bundle had been exported with it: only running it shows the difference.
+    """
+    offset = 0
+    for key, value in constants()[1].items():
+        if key == name:
+            data = bytearray((bundle / WEIGHTS).read_bytes())
+            data[offset : offset + value.nbytes] = change(value).astype(np.float32).tobytes()
+            (bundle / WEIGHTS).write_bytes(data)
+            rehash(bundle)
+            return
+        offset += value.nbytes
+    raise KeyError(name)
+
+
+def rehash(bundle: Path) -> None:
+    """Bring the manifest's hashes and sizes up to date."""
+    document = json.loads((bundle / MANIFEST).read_text())
+    for name in document["files"]:
+        data = (bundle / name).read_bytes()
+        record = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+        document["files"][name] = record
+    (bundle / MANIFEST).write_text(json.dumps(document))
 
 
 def write_bundle(path: Path) -> Path:

@@ -33,6 +33,8 @@ class BackendName(StrEnum):
 
     ONNXRUNTIME = "onnxruntime"
     OPENVINO = "openvino"
+    TENSORRT = "tensorrt"
+    TENSORRT_RTX = "tensorrt-rtx"
 
 
 class Device(StrEnum):
@@ -56,7 +58,11 @@ class Compute(StrEnum):
 
 
 class Graph(Protocol):
-    """A loaded graph. May be run from many threads."""
+    """A loaded graph. May be run from many threads.
+
+    `run` goes from host to host. On a GPU a graph is a `cuda.graph.DeviceGraph`, whose tensors stay
+    on the device between the stages.
+    """
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Give all outputs by name for all inputs by name, in the types the graph has."""
@@ -71,13 +77,20 @@ class Runtime(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How a runtime is to run: `threads` per run on a CPU (None: its own choice), and `streams`,
-    the runs that may go on at once, which share the processors."""
+    """How a runtime is to run.
+
+    threads: per run on a CPU; None leaves it to the runtime.
+    streams: runs that may go on at once; on a CPU they share the processors.
+    graphs: whether a GPU's work is captured in CUDA graphs.
+    backend: which one, for a module that has several.
+    """
 
     device: Device
     compute: Compute
     threads: int | None = None
     streams: int = 1
+    graphs: bool = True
+    backend: BackendName | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +138,23 @@ _REGISTRY: Final[Mapping[BackendName, _Entry]] = {
         ("openvino",),
         "pip install 'cris-deploy[openvino]'",
     ),
+    BackendName.TENSORRT: _Entry(
+        "cris_deploy.backends.tensorrt",
+        "tensorrt",
+        ("tensorrt",),
+        "pip install 'cris-deploy[tensorrt]'",
+    ),
+    BackendName.TENSORRT_RTX: _Entry(
+        "cris_deploy.backends.tensorrt",
+        "tensorrt_rtx",
+        ("tensorrt_rtx", "tensorrt-rtx"),
+        "pip install 'cris-deploy[tensorrt-rtx]'",
+    ),
 }
 # What `auto` tries, the fastest first.
 _PREFERENCE: Final = (
+    (BackendName.TENSORRT, Device.CUDA),
+    (BackendName.TENSORRT_RTX, Device.CUDA),
     (BackendName.ONNXRUNTIME, Device.CUDA),
     (BackendName.OPENVINO, Device.CPU),
     (BackendName.ONNXRUNTIME, Device.CPU),
@@ -148,6 +175,7 @@ def load_graphs(
     precision: str = AUTO,
     threads: int | None = None,
     streams: int = 1,
+    graphs: bool = True,
 ) -> tuple[dict[GraphName, Graph], Choice]:
     """Load graphs of a bundle with what is asked for, or with the first of what `auto` tries.
 
@@ -166,8 +194,9 @@ def load_graphs(
         try:
             module = _module(name)
             compute = _choose_compute(module, name, target, bundle.manifest.precision, arithmetic)
-            runtime: Runtime = module.create(Settings(target, compute, threads, streams))
-            graphs = {graph: runtime.load(bundle, graph) for graph in graph_names}
+            settings = Settings(target, compute, threads, streams, graphs, name)
+            runtime: Runtime = module.create(settings)
+            loaded = {graph: runtime.load(bundle, graph) for graph in graph_names}
         except BackendError as error:
             if wanted is not None and where is not None:
                 raise
@@ -175,7 +204,7 @@ def load_graphs(
             continue
         reason = _reason(backend, device, precision, compute, passed_over)
         version = _version(_REGISTRY[name]) or "?"
-        return graphs, Choice(name, version, target, compute, reason)
+        return loaded, Choice(name, version, target, compute, reason)
     raise BackendError(
         f"nothing here can run backend {backend} on device {device} in precision {precision}: "
         + "; ".join(passed_over)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from cris_deploy.cli import guarded
 from cris_deploy.errors import ParityError
+from cris_deploy.manifest import DEFAULT_MIN_IOU
+from cris_export import check_cli, engine_cli
 
 if TYPE_CHECKING:
     from cris_export.export import ExportReport
@@ -21,9 +23,24 @@ EXIT_PARITY = 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, export, print a table. Exit 0, 1 below the parity budget, 2 for unusable input."""
-    args = _parser().parse_args(argv)
+    """Parse, export or check, print a table.
+
+    Exit 0, 1 below the parity budget, 2 for unusable input.
+    """
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if sum(given is not None for given in (args.ckpt, args.check, args.bundle)) != 1:
+        parser.error(
+            "give one of --ckpt FILE to export, --bundle BUNDLE to build engines for it, and "
+            "--check BUNDLE to prove it again"
+        )
+    if (option := check_cli.misused(args)) is not None:
+        parser.error(f"{option} goes with --check")
     signal.signal(signal.SIGTERM, _terminate)
+    if args.check is not None:
+        return guarded("cris-export", lambda: check_cli.run(args))
+    if args.bundle is not None:
+        return guarded("cris-export", lambda: engine_cli.run(args, _Steps()))
 
     def run() -> int:
         # torch takes seconds to import: not for --help or a mistyped flag
@@ -34,9 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             checkpoint=args.ckpt,
             output=args.output,
             word_len=args.word_len,
-            precision=Precision.FP16 if args.fp16 else Precision.FP32,
+            precision=Precision(args.stored),
             samples=args.samples,
-            min_iou=args.min_iou,
+            calibration=args.calibration,
+            engines=engine_cli.options(args),
+            min_iou=DEFAULT_MIN_IOU if args.min_iou is None else args.min_iou,
             opset=args.opset,
         )
         try:
@@ -44,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except ParityError as error:
             print(f"cris-export: {error}", file=sys.stderr)
             return EXIT_PARITY
-        _print_report(report, fp16=args.fp16, word_len_given=args.word_len is not None)
+        _print_report(report, args.stored, word_len_given=args.word_len is not None)
         return 0
 
     return guarded("cris-export", run)
@@ -59,7 +78,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--ckpt",
         type=Path,
-        required=True,
         metavar="FILE",
         help="checkpoint of the reference implementation or of cris-train",
     )
@@ -77,8 +95,27 @@ def _parser() -> argparse.ArgumentParser:
         help="tokens per expression: 17 for RefCOCO and RefCOCO+, 22 for G-Ref "
         "(default: the checkpoint's own, or 17)",
     )
+    stored = parser.add_mutually_exclusive_group()
+    stored.add_argument(
+        "--fp16",
+        dest="stored",
+        action="store_const",
+        const="fp16",
+        default="fp32",
+        help="store float16 weights and typed float16 graphs",
+    )
+    stored.add_argument(
+        "--int8",
+        dest="stored",
+        action="store_const",
+        const="int8",
+        help="store int8 weights and quantised graphs; needs --calibration",
+    )
     parser.add_argument(
-        "--fp16", action="store_true", help="store float16 weights and typed float16 graphs"
+        "--calibration",
+        type=Path,
+        metavar="JSONL",
+        help="pairs to calibrate --int8 on, as in --samples: a hundred like those to come",
     )
     parser.add_argument(
         "--samples",
@@ -90,13 +127,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--min-iou",
         type=float,
-        default=0.99,
         metavar="X",
-        help="least mean mask IoU against FP32 PyTorch (default: %(default)s)",
+        help=f"least mean mask IoU against FP32 PyTorch (default: {DEFAULT_MIN_IOU})",
     )
     parser.add_argument(
         "--opset", type=int, default=20, metavar="N", help="ONNX operator set (default: 20)"
     )
+    engine_cli.add_arguments(parser)
+    check_cli.add_arguments(parser)
     return parser
 
 
@@ -110,31 +148,22 @@ class _Steps:
         print(f"[{time.perf_counter() - self._start:5.1f} s] {line}", file=sys.stderr, flush=True)
 
 
-def _print_report(report: ExportReport, *, fp16: bool, word_len_given: bool) -> None:
+def _print_report(report: ExportReport, stored: str, *, word_len_given: bool) -> None:
+    from cris_export.shares import describe_types
+    from cris_export.tables import describe_parity
+
     config = report.checkpoint.config
     if not report.checkpoint.has_config and not word_len_given:
         print(
             f"note: the checkpoint does not say its word length; took {config.word_len} (RefCOCO, "
             f"RefCOCO+). For G-Ref export again with --word-len 22"
         )
-    print(f"\n{'graph':<15}{'nodes':>7}{'fp16':>7}{'fp32':>7}{'weights':>12}")
-    for name, share in report.types.items():
-        half, single = share.nodes.get("float16", 0), share.nodes.get("float", 0)
-        weights = sum(share.weight_bytes.values()) / 1e6
-        print(f"{name:<15}{half + single:>7}{half:>7}{single:>7}{weights:>9.1f} MB")
-    parity = report.parity
-    print(f"\n{'sample':<44}{'mask IoU':>10}{'logit error':>13}")
-    for sample in parity.samples:
-        label = f"{sample.image}: {sample.expression}"
-        label = label if len(label) <= 42 else label[:41] + "…"
-        print(f"{label:<44}{sample.iou:>10.5f}{sample.logit_error:>13.2e}")
-    print(
-        f"{'mean, against FP32 PyTorch':<44}{parity.mean_iou:>10.5f}"
-        f"{'(budget ' + format(parity.min_iou, '.3g') + ')':>13}"
-    )
+    print(f"\n{describe_types(report.types)}")
+    print(f"\n{describe_parity(report.parity)}")
     total = sum(report.sizes.values()) / 1e6
-    print(f"\n{report.bundle}  ({total:.1f} MB, {'fp16' if fp16 else 'fp32'}, parity proved)")
-    print("no TensorRT engine was built: this version writes ONNX graphs only")
+    if report.plans:
+        print(f"\n{engine_cli.describe(report.plans)}")
+    print(f"\n{report.bundle}  ({total:.1f} MB, {stored}, parity proved)")
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -6,8 +6,9 @@ import dataclasses
 import datetime
 import gc
 import importlib.metadata
+import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +19,18 @@ import onnx_ir as ir
 from cris_deploy import bundle as bundles
 from cris_deploy.bundle import BundleWriter, GraphName, Precision
 from cris_deploy.errors import InputError, ParityError
+from cris_deploy.manifest import DEFAULT_MIN_IOU, TypeShare
+from cris_deploy.plans import PlanRecord
 from cris_deploy.text import Tokenizer
 from cris_export import samples, trace, verify
-from cris_export.precision import TypeShare, to_float16, type_share
+from cris_export.engines import EngineKind, EngineOptions, build_engines, choose_engine
+from cris_export.float32 import Reference, measure_stages, write_reference
+from cris_export.int8.stage import to_int8
+from cris_export.layers import worst_layer
+from cris_export.precision import to_float16
+from cris_export.rules import Islands, find_islands
 from cris_export.samples import Answer
+from cris_export.shares import type_share
 from cris_export.stages import build_stages
 from cris_export.tokenizer import write_tokenizer
 from cris_export.weights import WeightFile, compose_full
@@ -29,9 +38,20 @@ from cris_train import checkpoint as checkpoints
 from cris_train.checkpoint import Checkpoint
 from cris_train.model import Cris
 
+# Of the bundle's folder while it is written: float32 graphs to measure on.
+SCRATCH = ".float32"
+# A pair costs a second or two at full size; a hundred show the ranges as well as a thousand.
+MOST_CALIBRATION = 128
+NO_ENGINES = EngineOptions(EngineKind.NONE)
 # The paper and the reference cut probabilities here.
 THRESHOLD = 0.35
 VERSIONS_OF = ("cris-deploy", "torch", "open_clip_torch", "onnx", "onnxscript", "onnxruntime")
+
+_REMEDIES = {
+    Precision.FP32: "report it with the checkpoint's architecture",
+    Precision.FP16: "export without --fp16",
+    Precision.INT8: "calibrate on more images like those to come, export without --int8",
+}
 
 
 @dataclass(frozen=True)
@@ -44,8 +64,10 @@ class ExportOptions:
         word_len: Tokens per expression; None to take the checkpoint's, or 17.
         precision: Type of weights and arithmetic.
         samples: JSONL of pairs to prove the export on; None for the packaged ones.
+        calibration: JSONL of pairs to calibrate INT8 on, which needs it; nothing else may have it.
         min_iou: Least mean mask IoU against FP32 PyTorch, 0 to 1.
         opset: ONNX operator set.
+        engines: Plans to build; none if not given.
     """
 
     checkpoint: Path
@@ -53,10 +75,17 @@ class ExportOptions:
     word_len: int | None = None
     precision: Precision = Precision.FP32
     samples: Path | None = None
-    min_iou: float = 0.99
+    calibration: Path | None = None
+    min_iou: float = DEFAULT_MIN_IOU
     opset: int = trace.DEFAULT_OPSET
+    engines: EngineOptions = NO_ENGINES
 
     def __post_init__(self) -> None:
+        if (self.precision is Precision.INT8) != (self.calibration is not None):
+            raise InputError(
+                "--int8 and --calibration FILE go together: give a JSONL of images and expressions "
+                "like those to come, a hundred or so"
+            )
         if not 0.0 <= self.min_iou <= 1.0:
             raise InputError(f"--min-iou must be 0 to 1, not {self.min_iou}")
 
@@ -74,15 +103,17 @@ class ExportReport:
         bundle: The directory.
         checkpoint: What was read.
         parity: The gate's figures.
-        types: Graph name -> its nodes and bytes per type.
-        sizes: File name -> bytes, of all files in the bundle.
+        types: Nodes, bytes and multiply-adds per type.
+        sizes: File name -> bytes, of all files that the manifest lists.
+        plans: The engines that were built.
     """
 
     bundle: Path
     checkpoint: Checkpoint
     parity: verify.ParityReport
-    types: dict[str, TypeShare]
+    types: dict[GraphName, TypeShare]
     sizes: dict[str, int]
+    plans: tuple[PlanRecord, ...]
 
 
 def export(options: ExportOptions, step: Callable[[str], None] = lambda _: None) -> ExportReport:
@@ -95,8 +126,11 @@ def export(options: ExportOptions, step: Callable[[str], None] = lambda _: None)
     Raises:
         CheckpointError: the checkpoint cannot be used.
         InputError: an option cannot be used.
+        BackendError: an engine that was asked for by name cannot be had.
         ParityError: the exported graphs missed `min_iou`; no bundle was left behind.
     """
+    verify.require_reference()
+    engine = choose_engine(options.engines, step)  # what cannot be had is refused before the work
     sources = samples.read_samples(options.samples)
     step(f"reading {options.checkpoint}")
     checkpoint = checkpoints.load(options.checkpoint, word_len=options.word_len)
@@ -105,15 +139,31 @@ def export(options: ExportOptions, step: Callable[[str], None] = lambda _: None)
         folder = writer.directory
         write_tokenizer(folder / bundles.TOKENIZER)
         step(f"tracing {checkpoint.config.architecture} to ONNX, opset {options.opset}")
-        protos, types = _trace(model, options, folder)
-        step(f"asking FP32 PyTorch about {len(sources)} samples")
+        traced = trace.trace_stages(build_stages(model), model.config, options.opset)
         tokenizer = Tokenizer.from_file(folder / bundles.TOKENIZER, model.config.word_len)
-        answers = samples.answer_samples(model, sources, tokenizer, THRESHOLD)
+        islands: dict[str, Islands] = {}
+        reference = None
+        size, scratch = model.config.input_size, folder / SCRATCH
+        if options.precision is Precision.FP16:
+            step("measuring in float32 what float16 can hold")
+            reference = write_reference(scratch, traced, sources, tokenizer, size)
+            islands = find_islands(traced, measure_stages(reference))
+        if options.precision is Precision.INT8:
+            pairs = samples.read_samples(options.calibration, "--calibration")
+            step(f"calibrating int8 on {min(len(pairs), MOST_CALIBRATION)} of {len(pairs)} pairs")
+            reference = write_reference(
+                scratch, traced, pairs, tokenizer, size, "--calibration", MOST_CALIBRATION
+            )
+            to_int8(traced, reference)
+        protos, types = _type_and_write(traced, options.precision, islands, folder)
+        step(f"asking FP32 PyTorch about {len(sources)} samples")
+        answers = samples.answer_samples(model, sources, tokenizer)
         manifest = bundles.Manifest(
             model=_facts(checkpoint, model),
             precision=options.precision,
             opset=options.opset,
             graphs={GraphName(name): _graph_spec(name, proto) for name, proto in protos.items()},
+            types=types,
             versions=_versions(),
             samples=_write_samples(folder, answers),
             parity=None,
@@ -123,37 +173,38 @@ def export(options: ExportOptions, step: Callable[[str], None] = lambda _: None)
         manifest = writer.write_manifest(manifest)
         del model, protos
         gc.collect()
-        step("comparing the exported graphs with PyTorch")
-        parity = verify.verify(folder, answers, options.min_iou)
+        plans = build_engines(folder, options.engines, step) if engine is not None else ()
+        parity = verify.prove(folder, options.min_iou, step)
         if not parity.passed:
-            raise ParityError(_failure(parity, options))
-        manifest = writer.write_manifest(_with_parity(manifest, parity))
+            raise ParityError(_failure(parity, options, reference, folder))
+        manifest = writer.write_manifest(dataclasses.replace(manifest, parity=parity.record()))
         writer.commit()
     sizes = {name: record.bytes for name, record in manifest.files.items()}
-    return ExportReport(options.bundle, checkpoint, parity, types, sizes)
+    return ExportReport(options.bundle, checkpoint, parity, types, sizes, plans)
 
 
-def _trace(
-    model: Cris, options: ExportOptions, folder: Path
-) -> tuple[dict[str, onnx.ModelProto], dict[str, TypeShare]]:
-    """Trace, type and write the four graphs; their weights go to one file."""
-    traced = trace.trace_stages(build_stages(model), model.config, options.opset)
+def _type_and_write(
+    traced: dict[str, ir.Model], precision: Precision, islands: Mapping[str, Islands], folder: Path
+) -> tuple[dict[str, onnx.ModelProto], dict[GraphName, TypeShare]]:
+    """Type and write the four graphs; their weights go to one file. `traced` is used up."""
     protos: dict[str, onnx.ModelProto] = {}
-    types: dict[str, TypeShare] = {}
+    kept: dict[str, dict[str, str]] = {name: dict(island.nodes) for name, island in islands.items()}
     with WeightFile(folder) as weights:
         for name in list(traced):
             graph = traced.pop(name)
-            if options.precision is Precision.FP16:
-                to_float16(graph, keep_outputs=frozenset({"logits"}))
-            types[name] = type_share(graph)
+            if precision is Precision.FP16:
+                to_float16(graph, islands[name], keep=frozenset({"image", "logits"}))
             weights.externalise(graph)
             protos[name] = ir.to_proto(graph)
     protos["full"] = compose_full(list(protos.values()))
+    kept["full"] = {f"{name}/{node}": rule for name in islands for node, rule in kept[name].items()}
     for name, proto in protos.items():
         path = folder / f"{name}.onnx"
         onnx.save(proto, path)
         onnx.checker.check_model(str(path), full_check=True)
-    return protos, types
+    return protos, {
+        GraphName(name): type_share(proto, kept.get(name)) for name, proto in protos.items()
+    }
 
 
 def _facts(checkpoint: Checkpoint, model: Cris) -> bundles.ModelFacts:
@@ -189,50 +240,58 @@ def _graph_spec(name: str, proto: onnx.ModelProto) -> bundles.GraphSpec:
 
 
 def _write_samples(folder: Path, answers: Sequence[Answer]) -> tuple[bundles.Sample, ...]:
-    """Copy each image once, and the FP32 logits of each pair."""
+    """Copy each image once, the FP32 logits of each pair, and the features of those that have any.
+
+    Images keep their names, as far as every system can hold them, so that reports can be read.
+    """
     (folder / "samples").mkdir()
     copies: dict[Path, str] = {}
+    scenes: dict[Path, str] = {}
     written = []
     for index, answer in enumerate(answers):
         source = answer.source.image
         if source not in copies:
-            copies[source] = f"samples/image{len(copies)}{source.suffix.lower()}"
+            name = re.sub(r"[^A-Za-z0-9._-]", "_", source.name)[-80:]
+            copies[source] = f"samples/{len(copies)}-{name}"
             shutil.copyfile(source, folder / copies[source])
         logits = f"samples/logits{index}.npy"
         np.save(folder / logits, answer.logits)
+        text = None
+        if answer.scene is not None and answer.text is not None:
+            if source not in scenes:
+                scenes[source] = f"samples/scene{len(scenes)}.npz"
+                np.savez_compressed(folder / scenes[source], allow_pickle=False, **answer.scene)
+            text = f"samples/text{index}.npz"
+            np.savez_compressed(folder / text, allow_pickle=False, **answer.text)
         written.append(
             bundles.Sample(
-                copies[source], answer.source.expression, logits, answer.height, answer.width
+                copies[source],
+                answer.source.expression,
+                logits,
+                answer.height,
+                answer.width,
+                scenes.get(source) if text is not None else None,
+                text,
             )
         )
     return tuple(written)
 
 
-def _with_parity(manifest: bundles.Manifest, parity: verify.ParityReport) -> bundles.Manifest:
-    return dataclasses.replace(
-        manifest,
-        parity=bundles.Parity(
-            min_iou=parity.min_iou,
-            mean_iou=parity.mean_iou,
-            worst_iou=parity.worst.iou,
-            max_logit_error=parity.max_logit_error,
-            passed=parity.passed,
-        ),
+def _failure(
+    parity: verify.ParityReport, options: ExportOptions, reference: Reference | None, folder: Path
+) -> str:
+    failed = "; ".join(
+        f"{report.choice.backend} {report.choice.version} on {report.choice.device} in "
+        f"{report.choice.compute}: {report.problem}"
+        for report in parity.failures
     )
-
-
-def _failure(parity: verify.ParityReport, options: ExportOptions) -> str:
-    worst = parity.worst
-    remedy = (
-        "export without --fp16, or lower --min-iou"
-        if options.precision is Precision.FP16
-        else "report it with the checkpoint's architecture, or lower --min-iou"
-    )
-    return (
-        f"parity gate: mean mask IoU {parity.mean_iou:.4f} is below --min-iou {parity.min_iou}; "
-        f"worst {worst.iou:.4f} on {worst.image}, {worst.expression!r}; largest logit error "
-        f"{parity.max_logit_error:.3g}; no bundle was written: {remedy}"
-    )
+    remedy = _REMEDIES[options.precision]
+    if all(report.finite for report in parity.failures):
+        remedy += ", or lower --min-iou"
+    layer = None if reference is None else worst_layer(reference, folder, parity.worst_stages)
+    if layer is not None:
+        failed += f"; worst layer: {layer}"
+    return f"parity gate: {failed}; no bundle was written: {remedy}"
 
 
 def _versions() -> dict[str, str]:

@@ -1,77 +1,39 @@
 """A float32 graph becomes a typed float16 graph: the precision lies in the graph, nowhere else.
 
 TensorRT 11 has no precision flags any more, and a runtime that meets a typed graph cannot choose
-another precision silently. Each exception to float16 is a rule with its reason.
+another precision silently. What stays float32, and why, is decided in `rules.py` on measured
+numbers.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
 from cris_deploy.errors import ExportError
+from cris_export.rules import FLOAT16_MAX, NO_ISLANDS, Islands
 
-FLOAT16_MAX = float(np.finfo(np.float16).max)  # 65504
-
-
-class Rule(Protocol):
-    """Keeps some nodes in float32."""
-
-    reason: str
-
-    def keeps(self, node: ir.Node) -> bool:
-        """True if this node has to compute in float32."""
+FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
 
-class NormalisationRule:
-    """Layer norms stay in float32."""
-
-    reason = "the sum of squares over 512 to 2048 channels leaves float16's range at a mean of 6"
-
-    def keeps(self, node: ir.Node) -> bool:
-        """True for normalisations and the reductions they decompose into."""
-        return node.op_type in {"LayerNormalization", "ReduceMean", "ReduceSum", "Pow", "Sqrt"}
-
-
-class SoftmaxRule:
-    """Softmax stays in float32."""
-
-    reason = "a sum of 676 exponentials keeps 3 digits in float16; scores may exceed its range"
-
-    def keeps(self, node: ir.Node) -> bool:
-        """True for the softmax of an attention."""
-        return node.op_type in {"Softmax", "LogSoftmax"}
-
-
-RULES: tuple[Rule, ...] = (NormalisationRule(), SoftmaxRule())
-
-
-@dataclass(frozen=True)
-class TypeShare:
-    """How much of a graph computes and is stored in which type.
-
-    Attributes:
-        nodes: Float type -> nodes whose result has it.
-        weight_bytes: Type -> bytes of initializers stored in it.
-    """
-
-    nodes: dict[str, int]
-    weight_bytes: dict[str, int]
-
-
-def to_float16(model: ir.Model, *, keep_outputs: frozenset[str] = frozenset()) -> None:
+def to_float16(
+    model: ir.Model, islands: Islands = NO_ISLANDS, *, keep: frozenset[str] = frozenset()
+) -> None:
     """Type a float32 graph as float16, in place.
 
-    Weights become float16, and so do all results but those of nodes that a rule keeps. A `Cast`
-    stands wherever a tensor crosses, once per tensor. Graph inputs named `image` keep float32 (the
-    caller's type), other float inputs become float16; so do outputs, except `keep_outputs`.
+    Weights become float16, and so do all results but those of the islands' nodes. A `Cast` stands
+    wherever a tensor crosses, once per tensor.
+
+    Args:
+        model: The graph.
+        islands: What computes in float32, and which inputs and outputs have it.
+        keep: More inputs and outputs that keep float32, whatever computes them.
 
     Raises:
-        ExportError: a weight does not fit float16's range.
+        ExportError: a weight outside the islands does not fit float16's range.
     """
     graph = model.graph
     opset = model.opset_imports[""]
@@ -104,27 +66,31 @@ def to_float16(model: ir.Model, *, keep_outputs: frozenset[str] = frozenset()) -
             return halves[value]
         return cast(value, dtype)
 
+    kept = keep | islands.face
     for value in graph.inputs:
-        if value.dtype == ir.DataType.FLOAT and value.name != "image":
+        if value.dtype == ir.DataType.FLOAT and value.name not in kept:
             value.dtype = ir.DataType.FLOAT16
     for node in list(graph):
+        dtype = ir.DataType.FLOAT if node.name in islands.nodes else ir.DataType.FLOAT16
         if node.op_type == "Cast":
-            _retype_cast(node)
+            _retype_cast(node, dtype)
             continue
-        dtype = _compute_type(node)
-        shared = _types(node, opset)
+        types = _types(node, opset)
         for index, source in enumerate(node.inputs):
-            if source is None or source.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
+            if source is None or source.dtype not in FLOATS:
                 continue
-            follows = shared.inputs[index] == shared.output
-            node.replace_input_with(index, fit(source, dtype if follows else ir.DataType.FLOAT))
-        for output in node.outputs:
-            if output.dtype == ir.DataType.FLOAT and shared.output_is_float:
-                output.dtype = dtype
+            if types.follows[index]:
+                node.replace_input_with(index, fit(source, dtype))
+            elif not types.takes_half[index]:
+                node.replace_input_with(index, fit(source, ir.DataType.FLOAT))
+        if node.outputs[0].dtype in FLOATS:
+            for output in node.outputs:
+                if output.dtype in FLOATS:
+                    output.dtype = dtype
     for index, output in enumerate(graph.outputs):
-        if output.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
+        if output.dtype not in FLOATS:
             continue
-        wanted = ir.DataType.FLOAT if output.name in keep_outputs else ir.DataType.FLOAT16
+        wanted = ir.DataType.FLOAT if output.name in kept else ir.DataType.FLOAT16
         if output.dtype != wanted:
             name = output.name
             output.name = f"{name}_{output.dtype.name.lower()}"
@@ -135,55 +101,37 @@ def to_float16(model: ir.Model, *, keep_outputs: frozenset[str] = frozenset()) -
         del graph.initializers[name]
 
 
-def type_share(model: ir.Model) -> TypeShare:
-    """Count what the graph's types are, for the manifest: fp16 is shown, not assumed."""
-    nodes: dict[str, int] = {}
-    for node in model.graph:
-        dtype = node.outputs[0].dtype
-        if dtype is not None and dtype.is_floating_point():
-            nodes[dtype.name.lower()] = nodes.get(dtype.name.lower(), 0) + 1
-    stored: dict[str, int] = {}
-    for value in model.graph.initializers.values():
-        if value.const_value is not None:
-            name = value.const_value.dtype.name.lower()
-            stored[name] = stored.get(name, 0) + value.const_value.nbytes
-    return TypeShare(nodes, stored)
-
-
 @dataclass(frozen=True)
 class _NodeTypes:
-    """Which type variables an operator's schema gives to inputs and first output."""
+    """For each input: has it the first output's type, and may it be float16 if not."""
 
-    inputs: tuple[str, ...]
-    output: str
-    output_is_float: bool
+    follows: tuple[bool, ...]
+    takes_half: tuple[bool, ...]
 
 
 def _types(node: ir.Node, opset: int | None) -> _NodeTypes:
     """Inputs of the same type variable as the output follow its precision.
 
-    So a `Resize` keeps the float32 its scales must have, while its picture becomes float16.
+    So a `Resize` keeps the float32 its scales must have, while its picture becomes float16, and a
+    `Shape` takes whatever there is.
     """
     schema = onnx.defs.get_schema(node.op_type, opset or 20, node.domain)
     names = [parameter.type_str for parameter in schema.inputs]
     while len(names) < len(node.inputs):  # variadic: Concat, Sum
         names.append(names[-1])
+    allowed = {c.type_param_str: c.allowed_type_strs for c in schema.type_constraints}
     output = schema.outputs[0].type_str
-    dtype = node.outputs[0].dtype
-    is_float = dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16)
-    return _NodeTypes(tuple(names), output, is_float)
+    return _NodeTypes(
+        follows=tuple(name == output for name in names),
+        takes_half=tuple("tensor(float16)" in allowed.get(name, [name]) for name in names),
+    )
 
 
-def _compute_type(node: ir.Node) -> ir.DataType:
-    kept = any(rule.keeps(node) for rule in RULES)
-    return ir.DataType.FLOAT if kept else ir.DataType.FLOAT16
-
-
-def _retype_cast(node: ir.Node) -> None:
-    """The exporter's own casts to float32 (of a mask, say) go to float16 instead."""
+def _retype_cast(node: ir.Node, dtype: ir.DataType) -> None:
+    """The exporter's own casts to float32 (of a mask, say) follow the graph's type."""
     if node.outputs[0].dtype == ir.DataType.FLOAT:
-        node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.FLOAT16))
-        node.outputs[0].dtype = ir.DataType.FLOAT16
+        node.attributes["to"] = ir.AttrInt64("to", int(dtype))
+        node.outputs[0].dtype = dtype
 
 
 def _half_initializer(graph: ir.Graph, value: ir.Value) -> ir.Value:

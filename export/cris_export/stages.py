@@ -241,10 +241,12 @@ class UpsampledConv(nn.Module):
     """Bilinear doubling and a 3x3 convolution with zero padding, for a quarter of the products.
 
     Doubling is a filter of the picture with zeros between its pixels, and filters commute: the
-    convolution runs first, on mostly zeros, which is a transposed convolution of stride 2, and the
-    filter (1, 3, 3, 1) / 4 along both axes after it, channel by channel. At the edge the two orders
-    differ (doubling repeats the edge, the convolution sees zeros beyond it), so the outermost rows
-    and columns are computed in the plain order.
+    convolution runs first, and the filter (1, 3, 3, 1) / 4 along both axes after it, channel by
+    channel. On a picture of mostly zeros a convolution is four small ones, for even and odd rows
+    and columns, which share out the nine taps: convolutions, and no transposed one, because every
+    runtime computes those well in every precision. At the edge the two orders differ (doubling
+    repeats the edge, the convolution sees zeros beyond it), so the outermost rows and columns are
+    computed in the plain order.
     """
 
     weight: Tensor
@@ -254,33 +256,48 @@ class UpsampledConv(nn.Module):
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         assert conv.bias is not None
-        # As a transposed convolution stores it; with stride 1 it serves the edges, too.
-        self.register_buffer("weight", conv.weight.flip(2, 3).transpose(0, 1).contiguous())
-        self.register_buffer("bias", conv.bias)
+        self.register_buffer("weight", conv.weight.detach())
+        self.register_buffer("bias", conv.bias.detach())
         line = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 4
         blur = (line[:, None] * line).expand(conv.out_channels, 1, 4, 4)
         self.register_buffer("blur", blur.contiguous())
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, Cin, h, w) -> (n, Cout, 2h, 2w), before the ReLU."""
+        w = self.weight
         padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
-        # padding=2 cuts off what the filter would only carry to the edges: (2h + 1) x (2w + 1).
-        spread = F.conv_transpose2d(padded, self.weight, stride=2, padding=2)
+        phases = [
+            F.conv2d(padded, w[:, :, ::2, ::2]),  # each (n, Cout, h + 1, w + 1)
+            F.conv2d(padded[:, :, :, 1:], w[:, :, ::2, 1:2]),
+            F.conv2d(padded[:, :, 1:], w[:, :, 1:2, ::2]),
+            F.conv2d(padded[:, :, 1:, 1:], w[:, :, 1:2, 1:2]),
+        ]
+        # The last row and column stem from the padding alone.
+        spread = _interleave(phases)[:, :, :-1, :-1]
         inner = F.conv2d(spread, self.blur, self.bias, groups=len(self.blur))  # without edges
         # Two rows (columns) of x suffice for the two of its doubling that an edge depends on, and
         # two of the three rows (columns) of the weights: the third meets zeros.
-        w = self.weight
-        top = self._edge(x[:, :, :2], slice(None, 2), slice(None), w[:, :, :2])
-        bottom = self._edge(x[:, :, -2:], slice(-2, None), slice(None), w[:, :, 1:])
-        left = self._edge(x[:, :, :, :2], slice(None), slice(None, 2), w[:, :, :, :2])
-        right = self._edge(x[:, :, :, -2:], slice(None), slice(-2, None), w[:, :, :, 1:])
+        top = self._edge(x[:, :, :2], slice(None, 2), slice(None), w[:, :, 1:])
+        bottom = self._edge(x[:, :, -2:], slice(-2, None), slice(None), w[:, :, :2])
+        left = self._edge(x[:, :, :, :2], slice(None), slice(None, 2), w[:, :, :, 1:])
+        right = self._edge(x[:, :, :, -2:], slice(None), slice(-2, None), w[:, :, :, :2])
         middle = torch.cat([left[:, :, 1:-1], inner, right[:, :, 1:-1]], dim=3)
         return torch.cat([top, middle, bottom], dim=2)
 
     def _edge(self, x: Tensor, rows: slice, columns: slice, weight: Tensor) -> Tensor:
         """The outermost row or column in the plain order, of two of `x` and their doubling."""
         doubled = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
-        return F.conv_transpose2d(doubled[:, :, rows, columns], weight, self.bias, padding=1)
+        height, width = weight.shape[2:]
+        padding = (height // 2 if height == 3 else 0, width // 2 if width == 3 else 0)
+        return F.conv2d(doubled[:, :, rows, columns], weight, self.bias, padding=padding)
+
+
+def _interleave(phases: list[Tensor]) -> Tensor:
+    """Four (n, C, h, w), even and odd rows, each even and odd columns -> (n, C, 2h, 2w)."""
+    _, channels, height, width = phases[0].shape
+    grid = torch.cat(phases, dim=1).reshape(-1, 2, 2, channels, height, width)
+    # n 2 2 C h w -> n C h 2 w 2
+    return grid.permute(0, 3, 4, 1, 5, 2).reshape(-1, channels, 2 * height, 2 * width)
 
 
 class FilterHead(nn.Module):

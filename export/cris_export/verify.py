@@ -2,117 +2,144 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
+from cris_deploy.backends import AUTO, BackendName, Device, status
+from cris_deploy.backends.openvino import CACHE_VARIABLE
+from cris_deploy.check import CheckReport, SampleCheck, check, worst_stage
+from cris_deploy.errors import BackendError
+from cris_deploy.manifest import GraphName, Parity
 
-from cris_deploy import Engine
-from cris_deploy import image as images
-from cris_deploy.backends import load_graphs
-from cris_deploy.bundle import Bundle, GraphName
-from cris_deploy.mask import mask_from_logits
-from cris_deploy.text import Tokenizer
-from cris_export.samples import Answer
-
-
-@dataclass(frozen=True)
-class SampleParity:
-    """One sample, exported graph against FP32 PyTorch.
-
-    Attributes:
-        expression: The referring expression.
-        image: File name of the image.
-        iou: Of the two masks at image size; 1 if both are empty. The worse of both routes.
-        logit_error: Largest absolute difference of the logits, over both routes.
-    """
-
-    expression: str
-    image: str
-    iou: float
-    logit_error: float
+# It runs a graph in the types that the graph has, and on every machine: others may compute a
+# float16 graph in float32, and prove nothing about float16.
+REFERENCE = (BackendName.ONNXRUNTIME, Device.CPU)
 
 
 @dataclass(frozen=True)
 class ParityReport:
-    """All samples against a budget."""
+    """What the backends of this machine made of an export.
 
-    samples: tuple[SampleParity, ...]
+    Attributes:
+        min_iou: The budget for the mean mask IoU.
+        required: Reports that have to pass: of the reference runtime, and of what `auto` takes.
+        others: Reports of other backends that are installed here; a failure is a warning.
+        unproved: Backends that are installed and could not run here, and why.
+    """
+
     min_iou: float
+    required: tuple[CheckReport, ...]
+    others: tuple[CheckReport, ...]
+    unproved: tuple[str, ...]
 
     @property
-    def mean_iou(self) -> float:
-        """Mean mask IoU; what the budget is held against."""
-        return float(np.mean([sample.iou for sample in self.samples]))
+    def reports(self) -> tuple[CheckReport, ...]:
+        """All of them, those that have to pass first."""
+        return (*self.required, *self.others)
 
     @property
-    def worst(self) -> SampleParity:
-        """The sample with the lowest IoU."""
-        return min(self.samples, key=lambda sample: sample.iou)
+    def failures(self) -> tuple[CheckReport, ...]:
+        """Required reports that did not pass."""
+        return tuple(report for report in self.required if not report.passed)
 
     @property
-    def max_logit_error(self) -> float:
-        """Largest absolute difference of any logit."""
-        return max(sample.logit_error for sample in self.samples)
+    def worst_stages(self) -> tuple[GraphName, ...]:
+        """The stages to blame for the failures."""
+        worst = (worst_stage(report.stages) for report in self.failures)
+        return tuple({stage.stage: None for stage in worst if stage is not None})
 
     @property
     def passed(self) -> bool:
-        """True if the mean IoU meets the budget; NaN does not."""
-        return self.mean_iou >= self.min_iou
+        """True if all that is required passed."""
+        return not self.failures
 
+    @property
+    def samples(self) -> tuple[SampleCheck, ...]:
+        """Every sample by every required way."""
+        return tuple(sample for report in self.required for sample in report.samples)
 
-def verify(bundle: Path, answers: Sequence[Answer], min_iou: float) -> ParityReport:
-    """Run a bundle on the samples as production would, by its stages and by its full graph.
+    @property
+    def mean_iou(self) -> float:
+        """Mean mask IoU of the worst route of the worst required backend."""
+        return min(route.mean_iou for report in self.required for route in report.routes)
 
-    Args:
-        bundle: A complete bundle; its hashes are checked on loading.
-        answers: What FP32 PyTorch said.
-        min_iou: The budget for the mean mask IoU.
-    """
-    with Engine(bundle, cache=False, device="cpu") as engine:
-        staged = [engine.segment(a.source.image, a.source.expression).logits for a in answers]
-    opened = Bundle.open(bundle, verify=False)  # the engine has checked the hashes
-    whole = _full_graph(opened, answers)
-    model = opened.manifest.model
-    samples = []
-    for answer, *routes in zip(answers, staged, whole, strict=True):
-        masks = [
-            mask_from_logits(logits, answer.height, answer.width, model.input_size, model.threshold)
-            for logits in routes
-        ]
-        samples.append(
-            SampleParity(
-                expression=answer.source.expression,
-                image=answer.source.image.name,
-                iou=min(mask_iou(mask, answer.mask) for mask in masks),
-                logit_error=max(float(np.abs(r - answer.logits).max()) for r in routes),
-            )
+    @property
+    def worst(self) -> SampleCheck:
+        """The sample with the lowest mask IoU."""
+        return min(self.samples, key=lambda sample: sample.iou)
+
+    def record(self) -> Parity:
+        """Give the manifest's record, of a gate that passed."""
+        errors = [sample.logit_error for sample in self.samples]
+        return Parity(
+            min_iou=self.min_iou,
+            mean_iou=self.mean_iou,
+            worst_iou=self.worst.iou,
+            max_logit_error=max(error for error in errors if error is not None),
+            passed=self.passed,
+            proofs=tuple(report.proof(required=report in self.required) for report in self.reports),
         )
-    return ParityReport(tuple(samples), min_iou)
 
 
-def mask_iou(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
-    """Intersection over union of two (H, W) bool masks; 1 if both are empty."""
-    union = int(np.logical_or(first, second).sum())
-    return int(np.logical_and(first, second).sum()) / union if union else 1.0
+def require_reference() -> None:
+    """Raise BackendError if the reference runtime is missing, before an export has cost minutes."""
+    if importlib.util.find_spec(REFERENCE[0]) is None:
+        raise BackendError(
+            f"the parity gate runs every export with {REFERENCE[0]}, which is not installed: run "
+            f"{status(REFERENCE[0]).install}"
+        )
 
 
-def _full_graph(bundle: Bundle, answers: Sequence[Answer]) -> list[NDArray[np.float32]]:
-    """Logits (S/4, S/4) of every sample by the full graph, two samples at a time."""
-    model = bundle.manifest.model
-    tokenizer = Tokenizer.from_file(bundle.tokenizer, model.word_len)
-    graphs, _ = load_graphs(bundle, [GraphName.FULL], device="cpu")
-    graph = graphs[GraphName.FULL]
-    logits: list[NDArray[np.float32]] = []
-    for start in range(0, len(answers), 2):
-        chunk = answers[start : start + 2]
-        pixels = [
-            images.normalise(images.letterbox(images.decode(a.source.image), model.input_size))
-            for a in chunk
-        ]
-        tokens = tokenizer.encode([a.source.expression for a in chunk]).tokens
-        output = graph.run({"image": np.stack(pixels), "tokens": tokens})["logits"]
-        logits.extend(output[:, 0].astype(np.float32))
-    return logits
+def prove(
+    bundle: Path, min_iou: float, step: Callable[[str], None] = lambda _: None
+) -> ParityReport:
+    """Run a complete bundle's samples with every backend that is installed here.
+
+    The reference runtime and the backend that `auto` takes here, each in the arithmetic that `auto`
+    takes, have to pass. The files' hashes are not checked: they were computed just before.
+
+    Raises:
+        BackendError: one of these two cannot run the bundle.
+    """
+
+    def run(backend: str, device: str) -> CheckReport:
+        return check(
+            bundle, backend=backend, device=device, min_iou=min_iou, verify=False, step=step
+        )
+
+    with _no_cache():
+        taken = run(AUTO, AUTO)
+        required = (taken,) if _place(taken) == REFERENCE else (run(*REFERENCE), taken)
+        known = {_place(report) for report in required}
+        others, unproved = [], []
+        for name in BackendName:
+            for device in status(name).devices:
+                if (name, device) in known:
+                    continue
+                try:
+                    others.append(run(name, device))
+                except BackendError as error:
+                    unproved.append(f"{name} on {device}: {error}")
+    return ParityReport(min_iou, required, tuple(others), tuple(unproved))
+
+
+def _place(report: CheckReport) -> tuple[BackendName, Device]:
+    return report.choice.backend, report.choice.device
+
+
+@contextmanager
+def _no_cache() -> Iterator[None]:
+    """Keep compiled graphs out of the user's folder: this bundle may not come to be."""
+    before = os.environ.get(CACHE_VARIABLE)
+    os.environ[CACHE_VARIABLE] = "off"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[CACHE_VARIABLE]
+        else:
+            os.environ[CACHE_VARIABLE] = before

@@ -8,9 +8,9 @@ import pytest
 
 from cris_deploy import Engine
 from cris_deploy.bundle import Bundle
+from cris_deploy.mask import overlap
 from cris_deploy.text import Tokenizer
 from cris_export.export import ExportOptions, export
-from cris_export.verify import mask_iou
 from tests.reference_weights import write_reference_checkpoint
 
 DATA = Path(__file__).parent.parent / "data"
@@ -45,5 +45,5 @@ def test_golden_cases(bundle: Path) -> None:
             np.testing.assert_allclose(result.logits, golden[f"logits_{index}"], atol=2e-4)
             bits = np.unpackbits(golden[f"mask_{index}"])[: shape[0] * shape[1]]
             assert result.mask.shape == shape
-            assert mask_iou(result.mask, bits.reshape(shape).astype(bool)) >= 0.999
+            assert overlap(result.mask, bits.reshape(shape).astype(bool)).iou >= 0.999
             assert result.truncated == (len(case["phrase"]) > 60)

@@ -1,54 +1,251 @@
-"""NVIDIA's own parser and builder accept the exported graphs, typed float16, without a GPU.
+"""NVIDIA's own parser and builder make plans of exported bundles, without a GPU.
 
-TensorRT-RTX builds for architectures it is told of; running a plan needs a device and is not tested
-here.
+TensorRT-RTX builds for architectures it is told of. Loading and running a plan needs a device and
+is not tested here; what can be read of a plan without one is.
 """
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from cris_deploy import plans
 from cris_deploy.bundle import Bundle, GraphName, Precision
+from cris_deploy.errors import BackendError, ExportError, InputError
+from cris_deploy.plans import Host, PlanRecord, RuntimeName
+from cris_export import tensorrt_builder
+from cris_export.build_watch import BuildLog, make_logger
+from cris_export.engines import EngineKind, EngineOptions, build_engines
 from cris_export.export import ExportOptions, export
+from cris_export.tensorrt_builder import Built, Settings, Source, TypeCount, build_plan
 from cris_train import checkpoint
 from cris_train.model import Cris, CrisConfig
 from tests.models import randomised
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
 
+RTX = EngineOptions(EngineKind.TENSORRT_RTX, targets=("sm120", "sm86"))
+HERE = Settings(
+    max_batch=2,
+    max_expressions=4,
+    targets=("sm86",),
+    version_compatible=False,
+    hardware_compatible=False,
+    workspace_bytes=None,
+    runs_here=False,
+)
+
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def checkpoint_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("rtx")
-    path = checkpoint.save(folder / "tiny.pth", randomised(Cris(CrisConfig.tiny())))
-    report = export(ExportOptions(path, precision=Precision.FP16, min_iou=0.9))
+    return checkpoint.save(folder / "tiny.pth", randomised(Cris(CrisConfig.tiny())))
+
+
+def exported(checkpoint_file: Path, precision: Precision) -> Bundle:
+    output = checkpoint_file.parent / f"{precision}.bundle"
+    report = export(ExportOptions(checkpoint_file, output, precision=precision, min_iou=0.9))
     return Bundle.open(report.bundle)
 
 
-@pytest.mark.parametrize("name", list(GraphName))
-def test_builds_strongly_typed_for_two_architectures(bundle: Bundle, name: GraphName) -> None:
-    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
-    typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    network = builder.create_network(typed)
-    parser = trt.OnnxParser(network, trt.Logger(trt.Logger.ERROR))
-    parsed = parser.parse_from_file(str(bundle.graph(name)))
-    assert parsed, [str(parser.get_error(i)) for i in range(parser.num_errors)]
+@pytest.fixture(scope="module")
+def half(checkpoint_file: Path) -> Bundle:
+    return exported(checkpoint_file, Precision.FP16)
 
-    config = builder.create_builder_config()
-    architectures = (trt.ComputeCapability.SM86, trt.ComputeCapability.SM120)
-    config.num_compute_capabilities = len(architectures)
-    for index, architecture in enumerate(architectures):
-        config.set_compute_capability(architecture, index)
-    profile = builder.create_optimization_profile()
-    inputs = [network.get_input(index) for index in range(network.num_inputs)]
-    for value in inputs:
-        shapes = [[size if dim == -1 else dim for dim in value.shape] for size in (1, 2, 8)]
-        profile.set_shape(value.name, *shapes)
-    config.add_optimization_profile(profile)
 
-    plan = builder.build_serialized_network(network, config)
-    assert plan is not None
-    assert plan.nbytes > 0
-    types = {value.name: np.dtype(trt.nptype(value.dtype)).name for value in inputs}
-    assert types == {spec.name: spec.dtype for spec in bundle.manifest.graphs[name].inputs}
+@pytest.fixture(scope="module")
+def single(checkpoint_file: Path) -> Bundle:
+    return exported(checkpoint_file, Precision.FP32)
+
+
+@pytest.fixture(scope="module")
+def half_plans(half: Bundle) -> dict[GraphName, PlanRecord]:
+    return {record.graph: record for record in build_engines(half.path, RTX)}
+
+
+@pytest.fixture(scope="module")
+def single_plans(single: Bundle) -> dict[GraphName, PlanRecord]:
+    return {record.graph: record for record in build_engines(single.path, RTX)}
+
+
+def source(bundle: Bundle, graph: GraphName) -> Source:
+    manifest = bundle.manifest
+    return Source(bundle.graph(graph), graph, manifest.graphs[graph], manifest.precision)
+
+
+@pytest.mark.parametrize("graph", list(GraphName))
+def test_every_graph_has_a_plan_for_both_architectures(
+    half: Bundle, half_plans: dict[GraphName, PlanRecord], graph: GraphName
+) -> None:
+    record = half_plans[graph]
+    assert record.file == f"{graph}.tensorrt-rtx.sm86-sm120.plan"
+    for capability in ("sm86", "sm120"):
+        host = Host(RuntimeName.TENSORRT_RTX, trt.__version__, capability, "an RTX card")
+        assert plans.choose_plan(half, graph, host) == record
+    plan = plans.read_plan(half, record)
+    assert len(plan) == record.plan_bytes > 100_000  # kernels and weights, not a stub
+    log = plans.folder(half) / (record.file + ".log")
+    assert "Engine generation completed" in log.read_text()
+
+
+def test_other_hosts_are_told_what_the_plans_want(
+    half: Bundle, half_plans: dict[GraphName, PlanRecord]
+) -> None:
+    host = Host(RuntimeName.TENSORRT_RTX, trt.__version__, "sm89", "an RTX 4090")
+    with pytest.raises(BackendError, match="wants sm86 or sm120, here is an RTX 4090") as error:
+        plans.choose_plan(half, GraphName.FULL, host)
+    assert f"--bundle {half.path} --engine tensorrt-rtx --target sm89" in str(error.value)
+
+
+@pytest.mark.parametrize("graph", list(GraphName))
+def test_the_network_computes_in_the_stored_type(
+    half_plans: dict[GraphName, PlanRecord],
+    single_plans: dict[GraphName, PlanRecord],
+    graph: GraphName,
+) -> None:
+    of_half, of_single = half_plans[graph], single_plans[graph]
+    assert set(of_single.products) == {"float32"}
+    total = of_single.products["float32"]
+    assert sum(of_half.products.values()) == total > 0
+    # Islands of float32 are few, and hardly any of them is a product.
+    assert of_half.products["float16"] >= 0.9 * total
+    assert of_half.layers["float16"] > of_half.layers.get("float32", 0)
+    assert "float16" not in of_single.layers
+
+
+def test_weights_of_a_half_plan_take_half(
+    half_plans: dict[GraphName, PlanRecord], single_plans: dict[GraphName, PlanRecord]
+) -> None:
+    # A plan holds little beside weights and kernels; half of the tiny model's weights is more than
+    # the kernels of the two vary by. A plan that went float32 silently would not be smaller.
+    saved = single_plans[GraphName.FULL].plan_bytes - half_plans[GraphName.FULL].plan_bytes
+    parameters = sum(p.numel() for p in Cris(CrisConfig.tiny()).parameters())
+    assert saved > 0.8 * 2 * parameters
+
+
+def test_only_what_is_no_plan_is_malformed(
+    half: Bundle, half_plans: dict[GraphName, PlanRecord]
+) -> None:
+    """Without a driver TensorRT-RTX reads a plan's header and no more: hashes find the rest."""
+    record = half_plans[GraphName.TEXT_ENCODER]
+    plan = plans.read_plan(half, record)
+    for content, whole in ((plan, True), (plan[::-1], False)):
+        log = BuildLog()
+        built = Built(memoryview(content), record.profiles, TypeCount({}, {}))
+        arguments = (
+            trt,
+            make_logger(trt, log),
+            built,
+            source(half, record.graph),
+            HERE,
+            log,
+        )
+        if whole:
+            tensorrt_builder._check_plan(*arguments)
+        else:
+            with pytest.raises(ExportError, match="does not know the plan of text_encoder"):
+                tensorrt_builder._check_plan(*arguments)
+
+
+def test_targets_come_from_the_installed_module(half: Bundle) -> None:
+    supported = tensorrt_builder.supported_targets(trt)
+    assert {"sm86", "sm89", "sm120"} <= set(supported)
+    for target in ("sm90", "sm999"):
+        assert target not in supported
+        options = EngineOptions(EngineKind.TENSORRT_RTX, targets=("sm86", target))
+        with pytest.raises(InputError, match=f"--target {target}: .* {', '.join(supported)}"):
+            build_engines(half.path, options)
+
+
+def test_a_graph_that_is_none_is_refused_by_the_parser(half: Bundle, tmp_path: Path) -> None:
+    broken = tmp_path / "full.onnx"
+    broken.write_bytes(half.graph(GraphName.FULL).read_bytes()[:5000])
+    spec = half.manifest.graphs[GraphName.FULL]
+    wrong = Source(broken, GraphName.FULL, spec, Precision.FP16)
+    log = BuildLog()
+    with pytest.raises(ExportError, match="tensorrt_rtx cannot parse full"):
+        build_plan(trt, wrong, HERE, log, None, lambda _: None)
+
+
+def test_a_graph_with_another_face_than_the_manifest_says_is_refused(
+    half: Bundle, single: Bundle
+) -> None:
+    name = GraphName.MASK_DECODER
+    wrong = Source(single.graph(name), name, half.manifest.graphs[name], half.manifest.precision)
+    with pytest.raises(ExportError, match="reads mask_decoder with inputs"):
+        build_plan(trt, wrong, HERE, BuildLog(), None, lambda _: None)
+
+
+def test_a_float32_graph_in_an_fp16_bundle_is_refused(single: Bundle) -> None:
+    name = GraphName.IMAGE_ENCODER
+    wrong = Source(single.graph(name), name, single.manifest.graphs[name], Precision.FP16)
+    with pytest.raises(ExportError, match="image_encoder of an fp16 bundle has no float16 product"):
+        build_plan(trt, wrong, HERE, BuildLog(), None, lambda _: None)
+
+
+def test_a_build_ends_at_the_next_step_once_stopped(
+    half: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cris_export.build_watch._PROGRESS_SECONDS", 0.0)
+    said: list[str] = []
+
+    def stop(line: str) -> None:
+        said.append(line)
+        assert threading.current_thread() is not threading.main_thread()
+        raise BrokenPipeError("nobody reads")
+
+    log = BuildLog()
+    with pytest.raises(BrokenPipeError):
+        build_plan(trt, source(half, GraphName.TEXT_ENCODER), HERE, log, None, stop)
+    assert len(said) == 1
+    assert "canceled" in log.errors()
+
+
+def test_a_damaged_plan_is_found_by_its_hash(half: Bundle) -> None:
+    record = build_engines(half.path, EngineOptions(EngineKind.TENSORRT_RTX, ("sm89",)))[0]
+    path = plans.folder(half) / record.file
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(BackendError, match=r"is damaged: its SHA-256 .* --target sm89"):
+        plans.read_plan(half, record)
+
+
+def test_polygraphy_reads_the_same_network(
+    half: Bundle, half_plans: dict[GraphName, PlanRecord]
+) -> None:
+    """A second loader, strongly typed too, finds the layers that the sidecar tells of."""
+    pytest.importorskip("polygraphy", reason="Polygraphy is not installed")
+    code = """
+import sys
+from polygraphy.backend.trt import network_from_onnx_path
+from cris_export.tensorrt_builder import count_types
+_, network, _ = network_from_onnx_path(sys.argv[1], strongly_typed=True)
+types = count_types(network)
+print(dict(types.layers), dict(types.products), sep="|")
+"""
+    name = GraphName.MASK_DECODER
+    # Which TensorRT it takes is settled when it is first imported: hence a process of its own.
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(half.graph(name))],
+        env={**os.environ, "POLYGRAPHY_USE_TENSORRT_RTX": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    record = half_plans[name]
+    assert result.stdout.splitlines()[-1] == f"{dict(record.layers)}|{dict(record.products)}"
+
+
+def test_types_of_inputs_are_those_of_the_manifest(half: Bundle) -> None:
+    """The names that the builder gives to element types are numpy's."""
+    for dtype in (trt.float32, trt.float16, trt.int64, trt.bool):
+        assert tensorrt_builder._type_name(dtype) == np.dtype(trt.nptype(dtype)).name

@@ -30,11 +30,12 @@ def test_round_trip(tiny_bundle):
     assert dataclasses.replace(bundle.manifest, files={}) == written
     assert set(bundle.manifest.files) == {
         *(f"{name}.onnx" for name in GraphName),
-        *("tokenizer.json", WEIGHTS, "samples/0.png", "samples/0.npy"),
+        *("tokenizer.json", WEIGHTS, "samples/0.png", "samples/0.npy", "samples/1.npy"),
+        *("samples/scene0.npz", "samples/text0.npz"),
     }
     assert bundle.graph(GraphName.FULL).is_file()
     assert bundle.tokenizer.is_file()
-    (sample,) = bundle.manifest.samples
+    sample, _ = bundle.manifest.samples
     assert bundle.sample_image(sample).is_file()
     assert bundle.sample_logits(sample).shape == (tiny.SIZE // 4, tiny.SIZE // 4)
 
@@ -118,6 +119,16 @@ def edit(bundle: Path, *keys, value) -> None:
     path.write_text(json.dumps(document))
 
 
+def test_what_earlier_versions_did_not_write(own_bundle):
+    edit(own_bundle, "parity", "proofs", value=KeyError)
+    for key in ("scene", "text"):
+        edit(own_bundle, "samples", 0, key, value=KeyError)
+    manifest = Bundle.open(own_bundle).manifest
+    assert manifest.parity is not None
+    assert manifest.parity.proofs == ()
+    assert manifest.samples[0].scene is None
+
+
 def test_newer_format(own_bundle):
     edit(own_bundle, "format", value=FORMAT + 1)
     edit(own_bundle, "graphs", value="something new")  # the format is looked at first
@@ -151,10 +162,24 @@ def test_unknown_keys_are_ignored(own_bundle):
         (("graphs", "full", "inputs", 0, "dtype"), "int8", r"graphs.full.inputs\[0\].dtype"),
         (("graphs", "full", "inputs", 0, "shape"), ["n", 0], r"shape\[1\]"),
         (("graphs", "full", "inputs"), {}, "graphs.full.inputs"),
+        (("types",), KeyError, "types is missing"),
+        (("types", "full"), KeyError, "types.full is missing"),
+        (("types", "full", "nodes"), {"float64": 1}, "types.full.nodes"),
+        (("types", "full", "weight_bytes", "float32"), 0.5, "types.full.weight_bytes.float32"),
+        (("types", "full", "multiply_adds"), KeyError, "types.full.multiply_adds is missing"),
+        (("types", "full", "conversions"), -1, "types.full.conversions"),
+        (("types", "full", "islands", "node"), 3, "types.full.islands.node"),
         (("versions", "onnx"), 1, "versions.onnx"),
         (("samples", 0, "image"), "../0.png", r"samples\[0\].image"),
         (("samples",), None, "samples"),
         (("parity", "passed"), "yes", "parity.passed"),
+        (("samples", 0, "scene"), "samples/none.npz", r"samples\[0\].scene"),
+        (("parity", "proofs", 0, "backend"), None, r"parity.proofs\[0\].backend"),
+        (("parity", "proofs", 0, "problem"), 1, r"parity.proofs\[0\].problem"),
+        (("parity", "proofs", 0, "routes", 0, "mean_iou"), 1.5, r"routes\[0\].mean_iou"),
+        (("parity", "proofs", 0, "routes", 0, "max_logit_error"), -1, r"routes\[0\].max_logit"),
+        (("parity", "proofs", 0, "stages", 0, "stage"), "neck", r"stages\[0\].stage"),
+        (("parity", "proofs"), {}, "parity.proofs"),
         (("created",), 5, "created"),
         (("files",), [], "files"),
         (("files", "full.onnx"), None, "files.full.onnx"),

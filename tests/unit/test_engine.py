@@ -488,27 +488,10 @@ def test_auto_tells_why_cuda_was_not_taken(tiny_bundle, monkeypatch):
     monkeypatch.setattr(backend, "devices", lambda: (Device.CPU, Device.CUDA))
     engine = Engine(tiny_bundle)
     assert engine.info.device is Device.CPU
-    assert "passed over: onnxruntime on cuda (" in engine.info.reason
+    assert "passed over: " in engine.info.reason
+    assert "onnxruntime on cuda (" in engine.info.reason
     with pytest.raises(BackendError, match="on cuda"):
         Engine(tiny_bundle, device="cuda")
-
-
-def test_fixed_shape_sessions_give_the_same(tiny_bundle, images, reference, monkeypatch):
-    from cris_deploy.backends import onnxruntime as backend
-
-    # The road that CUDA takes, run on the CPU: one session per set of dimensions.
-    class OnCpu(backend._FixedShapes):
-        def __init__(self, path, spec, device, threads):
-            super().__init__(path, spec, Device.CPU, threads)
-
-    monkeypatch.setattr(backend, "_FixedShapes", OnCpu)
-    monkeypatch.setattr(backend, "devices", lambda: (Device.CPU, Device.CUDA))
-    with Engine(tiny_bundle, device="cuda", threads=1) as engine:
-        for result, expression in zip(
-            engine.segment(images[0], ["a", "b", "c"]), "abc", strict=True
-        ):
-            check(result, images[0], expression, reference)
-        check(engine.segment(images[1], "a"), images[1], "a", reference)
 
 
 def test_small_overhead(tiny_bundle, images):

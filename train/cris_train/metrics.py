@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from cris_deploy.mask import overlap
+
 PRECISION_AT = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
@@ -24,12 +26,11 @@ class MaskMetrics:
 
     def add(self, mask: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_]) -> float:
         """Count one pair of (H, W) bool masks; returns its IoU, 0 to 1."""
-        intersection = int(np.count_nonzero(mask & truth))
-        union = int(np.count_nonzero(mask | truth))
-        self.intersection += intersection
-        self.union += union
-        self.ious.append(intersection / union if union else 1.0)
-        return self.ious[-1]
+        common = overlap(mask, truth)
+        self.intersection += common.intersection
+        self.union += common.union
+        self.ious.append(common.iou)
+        return common.iou
 
     @property
     def mean_iou(self) -> float:

@@ -57,7 +57,7 @@ class DenseAttentionPool(AttentionPool2d):
 
     def position_embedding(self, height: int, width: int) -> Tensor:
         """The learnt grid, resized bicubic to the feature map: (height * width, channels)."""
-        grid = self.positional_embedding[1:]  # no class position: (grid * grid, C)
+        grid: Tensor = self.positional_embedding[1:]  # no class position: (grid * grid, C)
         if height == width == self.grid:  # what resizing to the same size gives, too
             return grid
         grid = grid.T.reshape(1, -1, self.grid, self.grid)  # (G*G)C -> 1CGG

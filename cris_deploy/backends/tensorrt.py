@@ -1,0 +1,314 @@
+"""TensorRT and TensorRT-RTX on NVIDIA GPUs: strongly typed plans that cris-export built.
+
+Both have the same interface. A plan is loaded once; every lane and set of shapes has an execution
+context of its own, because a captured CUDA graph holds its context's state. The contexts of a lane
+share scratch memory, as they run one after the other.
+"""
+
+import importlib
+import logging
+import threading
+from collections import deque
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from cris_deploy import gpu, plans
+from cris_deploy.backends import BackendName, Compute, Device, Graph, Runtime, Settings, one_line
+from cris_deploy.bundle import Bundle
+from cris_deploy.cuda.device import Lane, open_device
+from cris_deploy.cuda.graph import Captured, DeviceGraph, Sizes
+from cris_deploy.cuda.memory import DeviceTensor, Memory, Pool
+from cris_deploy.errors import BackendError
+from cris_deploy.manifest import GraphName, Precision
+from cris_deploy.plans import PlanRecord, RuntimeName
+
+_log = logging.getLogger("cris_deploy")
+
+REMEDIES = {Device.CPU: "take backend openvino or onnxruntime, or device cuda"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Flavour:
+    runtime: RuntimeName
+    module: str
+    install: str
+
+
+_FLAVOURS: Final = {
+    BackendName.TENSORRT: _Flavour(
+        RuntimeName.TENSORRT, "tensorrt", "pip install 'cris-deploy[tensorrt]'"
+    ),
+    BackendName.TENSORRT_RTX: _Flavour(
+        RuntimeName.TENSORRT_RTX, "tensorrt_rtx", "pip install 'cris-deploy[tensorrt-rtx]'"
+    ),
+}
+
+
+def devices() -> tuple[Device, ...]:
+    """Name the devices: NVIDIA GPUs. Whether there is one shows on loading."""
+    return (Device.CUDA,)
+
+
+def computes(precision: Precision, device: Device) -> tuple[Compute, ...]:
+    """Give the one arithmetic of a strongly typed plan: what is stored."""
+    return (Compute(precision.value),)
+
+
+def create(settings: Settings) -> Runtime:
+    """Make the runtime; BackendError if there is no GPU, driver, cuda-python or TensorRT."""
+    return _TensorRt(settings)
+
+
+class _TensorRt:
+    def __init__(self, settings: Settings) -> None:
+        assert settings.backend is not None
+        self._flavour = _FLAVOURS[settings.backend]
+        self._settings = settings
+        self.device: Final = open_device(settings.streams)
+        try:
+            self._module = importlib.import_module(self._flavour.module)
+        except ImportError as error:
+            raise BackendError(
+                f"backend {settings.backend} cannot be imported ({one_line(error)}): run "
+                + self._flavour.install
+            ) from None
+        self._log = _make_log(self._module)
+
+    def load(self, bundle: Bundle, name: GraphName) -> Graph:
+        first = gpu.survey_gpus().gpus[self.device.index]
+        host = plans.Host(
+            self._flavour.runtime, self._module.__version__, first.compute_capability, first.name
+        )
+        record = plans.choose_plan(bundle, name, host)
+        plan = _Plan(self._module, self._log, bundle, record)
+        spec = bundle.manifest.graphs[name]
+        plan.check({tensor.name: np.dtype(tensor.dtype.value) for tensor in spec.inputs})
+        with self.device.lane() as lane:
+            plan.engine(lane.pool)  # fails here if the plan cannot be had
+        return DeviceGraph(self.device, spec, _Binder(plan, self._settings.graphs))
+
+
+class _Plan:
+    """A plan, loaded; and loaded again if the device was lost meanwhile."""
+
+    def __init__(self, module: Any, log: Any, bundle: Bundle, record: PlanRecord) -> None:
+        self.module: Final = module
+        self.log: Final = log
+        self.record: Final = record
+        self._bundle = bundle
+        self._lock = threading.Lock()
+        self._loaded: tuple[Pool, Any, Any] | None = None
+
+    def check(self, inputs: Mapping[str, np.dtype[Any]]) -> None:
+        """Refuse a plan whose sidecar tells of other inputs than the bundle's graph."""
+        for profile in self.record.profiles:
+            if set(profile.inputs) != set(inputs):
+                raise BackendError(
+                    f"{self.record.file} has the inputs {sorted(profile.inputs)}, the bundle's "
+                    f"graph {sorted(inputs)}: {plans.rebuild_command(self._bundle, self.record)}"
+                )
+
+    def engine(self, pool: Pool) -> Any:
+        """Give the engine; BackendError if TensorRT refuses the plan, with what it says of it."""
+        with self._lock:
+            if self._loaded is None or self._loaded[0] is not pool:
+                self._loaded = None
+                self._loaded = (pool, *self._load())
+            return self._loaded[2]
+
+    def _load(self) -> tuple[Any, Any]:
+        content = plans.read_plan(self._bundle, self.record)
+        self.log.clear()
+        runtime = self.module.Runtime(self.log)
+        engine = runtime.deserialize_cuda_engine(content)
+        if engine is None:
+            record = self.record
+            built_on = f" ({record.gpu})" if record.gpu else ""
+            raise BackendError(
+                f"{record.runtime} {self.module.__version__} refuses {record.file}, built with "
+                f"{record.version} for {', '.join(record.targets)}{built_on}: "
+                f"{self.log.said() or 'no reason given'}: "
+                + plans.rebuild_command(self._bundle, record)
+            )
+        return runtime, engine
+
+
+class _Binder:
+    """Makes a plan run in given shapes; see `cuda.graph.Binder`."""
+
+    def __init__(self, plan: _Plan, graphs: bool) -> None:
+        self._plan = plan
+        self._graphs = graphs
+
+    def limit(self, shared: Collection[str]) -> int:
+        limits = [
+            min(held.max[0] for name, held in profile.inputs.items() if name not in shared)
+            for profile in self._plan.record.profiles
+            if all(profile.inputs[name].min[0] == 1 for name in shared)
+        ]
+        if not limits:
+            raise BackendError(
+                f"{self._plan.record.file} has no profile in which {', '.join(shared)} have one "
+                "row: build it again with this version's cris-export"
+            )
+        return max(limits)
+
+    def bucket(self, sizes: Sizes) -> Sizes:
+        return sizes  # shapes are free within a profile
+
+    def bind(self, lane: Lane, sizes: Sizes, inputs: Mapping[str, DeviceTensor]) -> "_Program":
+        return _Program(self._plan, lane, inputs, self._graphs)
+
+
+class _Program:
+    """An execution context with its shapes and addresses, and the CUDA graph captured from it."""
+
+    def __init__(
+        self, plan: _Plan, lane: Lane, inputs: Mapping[str, DeviceTensor], graphs: bool
+    ) -> None:
+        self._plan = plan
+        self._lane = lane
+        self._engine = plan.engine(lane.pool)
+        self._context = self._make_context()
+        self._choose_profile(inputs)
+        for name, tensor in inputs.items():
+            self._check(self._context.set_input_shape(name, tensor.shape), f"the shape of {name}")
+        if missing := self._context.infer_shapes():
+            raise self._failure(f"needs {', '.join(missing)} before it can run")
+        # Kept, though it may outgrow its use on the lane: a captured graph has its address.
+        self._scratch: Memory | None = self._provide_scratch()
+        self.outputs = {
+            name: lane.empty(tuple(self._context.get_tensor_shape(name)), self._type(name))
+            for name in self._names(self._plan.module.TensorIOMode.OUTPUT)
+        }
+        self._inputs = inputs
+        for name, tensor in {**inputs, **self.outputs}.items():
+            if tensor.dtype != self._type(name):
+                raise self._failure(f"has {name} in {self._type(name)}, not {tensor.dtype}")
+            self._check(
+                self._context.set_tensor_address(name, tensor.pointer), f"the address of {name}"
+            )
+        self._capture = graphs
+        self._warm = False
+        self._graph: Captured | None = None
+
+    def launch(self) -> None:
+        # The first run flushes what setting shapes has put off, which cannot be captured.
+        if self._warm and self._capture and self._graph is None:
+            self._graph = self._try_capture()
+        if self._graph is not None:
+            self._graph.launch()
+            return
+        self._enqueue()
+        self._warm = True
+
+    def close(self) -> None:
+        if self._graph is not None:
+            self._graph.close()
+        self._graph = self._context = self._engine = self._scratch = None
+        self.outputs.clear()
+
+    def _try_capture(self) -> Captured | None:
+        # TensorRT-RTX compiles on this machine, and may still be at it.
+        capturable = getattr(self._context, "is_stream_capturable", None)
+        if capturable is not None and not capturable(self._lane.stream.handle):
+            return None
+        try:
+            return Captured(self._lane, self._enqueue)
+        except BackendError as error:
+            self._capture = False
+            _log.warning("%s runs without a CUDA graph: %s", self._plan.record.file, error)
+            return None
+
+    def _enqueue(self) -> None:
+        self._plan.log.clear()
+        if not self._context.execute_async_v3(self._lane.stream.handle):
+            raise self._failure("failed to run")
+
+    def _make_context(self) -> Any:
+        module = self._plan.module
+        user_managed = module.ExecutionContextAllocationStrategy.USER_MANAGED
+        self._plan.log.clear()
+        if self._plan.record.runtime is RuntimeName.TENSORRT_RTX:
+            config = self._engine.create_runtime_config()
+            config.set_execution_context_allocation_strategy(user_managed)
+            # Each context keeps its shapes: compile for them at once, not beside the first runs.
+            strategies = module.DynamicShapesKernelSpecializationStrategy
+            config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+            config.cuda_graph_strategy = module.CudaGraphStrategy.DISABLED  # captured here
+            context = self._engine.create_execution_context(config)
+        else:
+            context = self._engine.create_execution_context(user_managed)
+        if context is None:
+            raise self._failure("cannot make an execution context")
+        return context
+
+    def _choose_profile(self, inputs: Mapping[str, DeviceTensor]) -> None:
+        shapes = {name: tensor.shape for name, tensor in inputs.items()}
+        profile = self._plan.record.profile_for(shapes)
+        if profile is None:
+            raise self._failure(
+                "has no profile for "
+                + ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+            )
+        stream = self._lane.stream.handle
+        self._check(
+            self._context.set_optimization_profile_async(profile, stream), f"profile {profile}"
+        )
+
+    def _provide_scratch(self) -> Memory:
+        size = int(self._context.update_device_memory_size_for_shapes())
+        scratch = self._lane.scratch(max(size, 1))
+        self._context.set_device_memory(scratch.pointer, size)
+        return scratch
+
+    def _names(self, mode: Any) -> list[str]:
+        names = [
+            self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)
+        ]
+        return [name for name in names if self._engine.get_tensor_mode(name) == mode]
+
+    def _type(self, name: str) -> np.dtype[Any]:
+        kind = self._plan.module.nptype(self._engine.get_tensor_dtype(name))
+        dtype: np.dtype[Any] = np.dtype(kind)
+        return dtype
+
+    def _check(self, worked: bool, what: str) -> None:
+        if not worked:
+            raise self._failure(f"does not take {what}")
+
+    def _failure(self, what: str) -> BackendError:
+        said = self._plan.log.said()
+        if "out of memory" in said.lower() or "OutOfMemory" in said:
+            return self._lane.device.cuda.out_of_memory()
+        record = self._plan.record
+        return BackendError(
+            f"{record.runtime} {self._plan.module.__version__}: {record.file} {what}"
+            + (f": {said}" if said else "")
+        )
+
+
+def _make_log(module: Any) -> Any:
+    """TensorRT's logger: keeps the errors of the call in hand, which returns no reason itself."""
+
+    class Log(module.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            module.ILogger.__init__(self)
+            self._lines: deque[str] = deque(maxlen=8)
+
+        def log(self, severity: Any, text: str) -> None:
+            levels = module.ILogger.Severity
+            if severity in (levels.INTERNAL_ERROR, levels.ERROR):
+                self._lines.append(" ".join(text.split()))
+                _log.debug("%s: %s", module.__name__, text)
+
+        def clear(self) -> None:
+            self._lines.clear()
+
+        def said(self) -> str:
+            return "; ".join(self._lines)
+
+    return Log()

@@ -1,0 +1,8 @@
+"""Quantisation: a float32 stage becomes an int8 one, calibrated on the user's own images.
+
+sites.py        which layers compute in int8, and where their inputs are rounded
+calibration.py  what values those inputs take
+equalise.py     exact moves of scale between layers, so that one step size fits all channels
+quantise.py     QuantizeLinear and DequantizeLinear are put in
+budget.py       layers return to float32 until the logits are close enough
+"""

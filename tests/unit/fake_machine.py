@@ -1,0 +1,68 @@
+"""A machine with one GPU that is a stand-in, in pieces that tests break."""
+
+import importlib.util
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from cris_deploy import Engine, device, gpu
+from cris_deploy.backends import onnxruntime as onnxruntime_backend
+from cris_deploy.backends import tensorrt as tensorrt_backend
+from cris_deploy.cuda import api
+from cris_deploy.cuda import road as cuda_road
+from cris_deploy.mask import KernelsBuild, KernelsStatus
+from cris_deploy.plans import RuntimeName
+from tests.unit.fake_cuda import FakeCuda
+from tests.unit.fake_kernels import FakeKernels
+from tests.unit.fake_onnxruntime import FakeOnnxRuntime
+from tests.unit.fake_tensorrt import GPU, FakeTensorRt, write_plans
+
+BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
+
+
+class Machine:
+    """The GPU, the libraries, and a bundle with plans."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, bundle: Path) -> None:
+        self.bundle = bundle
+        self.cuda = FakeCuda()
+        self.kernels = FakeKernels(self.cuda)
+        self.onnxruntime = FakeOnnxRuntime(self.cuda)
+        self.tensorrt = FakeTensorRt(self.cuda)
+        self.rtx = FakeTensorRt(self.cuda, rtx=True)
+        write_plans(bundle)
+        write_plans(bundle, RuntimeName.TENSORRT_RTX, gpu=None)
+        survey = gpu.Survey((gpu.Gpu(GPU, "sm86", 1 << 30),), None)
+        monkeypatch.setattr(gpu, "survey_gpus", lambda: survey)
+        modules = {
+            "cuda.bindings.runtime": self.cuda,
+            "tensorrt": self.tensorrt,
+            "tensorrt_rtx": self.rtx,
+        }
+        load = SimpleNamespace(import_module=lambda name: modules[name])
+        monkeypatch.setattr(api, "importlib", load)
+        monkeypatch.setattr(tensorrt_backend, "importlib", load)
+        api.load_cuda.cache_clear()
+        monkeypatch.setattr(onnxruntime_backend, "_module", lambda: self.onnxruntime)
+        find = importlib.util.find_spec
+        here = ("tensorrt", "tensorrt_rtx", "onnxruntime")
+        monkeypatch.setattr(
+            importlib.util, "find_spec", lambda name: name if name in here else find(name)
+        )
+        monkeypatch.setattr(device, "_cuda_kernels", lambda: self.kernels)
+        status = KernelsStatus(KernelsBuild.BUILT, "fake", (86,))
+        monkeypatch.setattr(cuda_road.masks, "kernels_status", lambda: status)
+
+    def engine(self, backend: str, **options: object) -> Engine:
+        return Engine(self.bundle, backend=backend, device="cuda", **options)
+
+    def check(self) -> None:
+        """Nothing that CUDA forbids was done."""
+        assert self.cuda.problems == [], self.cuda.problems
+
+
+@pytest.fixture
+def machine(own_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    yield Machine(monkeypatch, own_bundle)
+    api.load_cuda.cache_clear()

@@ -1,0 +1,128 @@
+"""ONNX Runtime with a CUDA provider on the stand-in of `fake_cuda`; it computes on the CPU.
+
+Sessions run in the order of the stream they are given, and demand what the CUDA provider does: a
+CUDA graph belongs to one thread and to fixed addresses, and is captured while no one else uses
+CUDA.
+"""
+
+import threading
+from types import SimpleNamespace
+
+import onnxruntime
+
+from tests.unit.fake_cuda import FakeCuda
+
+CUDA = "CUDAExecutionProvider"
+
+
+class Options(onnxruntime.SessionOptions):
+    """Keeps what a CPU session would refuse."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entries: dict[str, str] = {}
+
+    def add_session_config_entry(self, key: str, value: str) -> None:
+        self.entries[key] = value
+        if key != "session.disable_cpu_ep_fallback":
+            super().add_session_config_entry(key, value)
+
+
+class FakeOnnxRuntime:
+    """The module `onnxruntime`."""
+
+    __version__ = onnxruntime.__version__
+    SessionOptions = Options
+
+    def __init__(self, cuda: FakeCuda) -> None:
+        self.cuda = cuda
+        self.sessions: list[Session] = []
+        self.strangers = False  # a node on the CPU
+        self.failure: str | None = None  # what the next run raises
+
+    def get_available_providers(self) -> list[str]:
+        return [CUDA, "CPUExecutionProvider"]
+
+    def RunOptions(self) -> onnxruntime.RunOptions:
+        return onnxruntime.RunOptions()
+
+    def InferenceSession(self, path, options, providers, enable_fallback) -> "Session":
+        assert enable_fallback == 0
+        assert options.entries["session.disable_cpu_ep_fallback"] == "1"
+        session = Session(self, path, options, providers)
+        self.sessions.append(session)
+        return session
+
+
+class Session:
+    def __init__(self, module: FakeOnnxRuntime, path, options, providers) -> None:
+        ((provider, settings),) = providers
+        assert provider == CUDA
+        self.module = module
+        self.stream = int(settings["user_compute_stream"])
+        self.graphs = settings["enable_cuda_graph"] == "1"
+        self.thread: int | None = None
+        self.addresses: tuple | None = None
+        self.runs = 0
+        self.session = onnxruntime.InferenceSession(
+            path, options, providers=["CPUExecutionProvider"]
+        )
+        self.shapes = {value.name: tuple(value.shape) for value in self.session.get_inputs()}
+
+    def get_provider_graph_assignment_info(self):
+        name = "CPUExecutionProvider" if self.module.strangers else CUDA
+        node = SimpleNamespace(op_type="Shape", name="shape_1")
+        return [SimpleNamespace(ep_name=name, get_nodes=lambda: [node])]
+
+    def io_binding(self) -> "Binding":
+        return Binding(self)
+
+    def run_with_iobinding(self, binding: "Binding", options: onnxruntime.RunOptions) -> None:
+        wanted = options.get_run_config_entry("disable_synchronize_execution_providers")
+        assert wanted == "1"
+        failure, self.module.failure = self.module.failure, None
+        if failure is not None:
+            raise RuntimeError(failure)
+        cuda = self.module.cuda
+        if self.graphs:
+            self._check_graph(binding)
+        binding.check()
+
+        def work() -> None:
+            self.session.run_with_iobinding(binding.real)
+            self.runs += 1
+
+        cuda.enqueue(self.stream, work)
+
+    def _check_graph(self, binding: "Binding") -> None:
+        cuda, me = self.module.cuda, threading.get_ident()
+        if self.thread is None:
+            self.thread, self.addresses = me, tuple(binding.places)
+            cuda.alone = me
+            # As long as a capture takes: whoever calls CUDA meanwhile is noted.
+            threading.Event().wait(0.02)
+            cuda.alone = None
+        assert self.thread == me, "another thread would capture a graph of its own"
+        assert self.addresses == tuple(binding.places)
+
+
+class Binding:
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.real = session.session.io_binding()
+        self.places: list[tuple[int, tuple[int, ...], object]] = []
+
+    def bind_input(self, name, device, index, kind, shape, pointer) -> None:
+        assert (device, index) == ("cuda", 0)
+        assert shape == self.session.shapes[name]  # fixed, not free
+        self.places.append((pointer, shape, kind))
+        self.real.bind_input(name, "cpu", 0, kind, shape, pointer)
+
+    def bind_output(self, name, device, index, kind, shape, pointer) -> None:
+        assert (device, index) == ("cuda", 0)
+        self.places.append((pointer, shape, kind))
+        self.real.bind_output(name, "cpu", 0, kind, shape, pointer)
+
+    def check(self) -> None:
+        for pointer, shape, kind in self.places:
+            self.session.module.cuda.view(pointer, shape, kind)

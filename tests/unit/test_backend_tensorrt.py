@@ -1,0 +1,160 @@
+"""TensorRT's plans: which is taken, which is refused and why. The runtime is a stand-in."""
+
+import numpy as np
+import pytest
+
+from cris_deploy import Engine, gpu
+from cris_deploy.backends import BackendName, Device, tensorrt
+from cris_deploy.bundle import Bundle, GraphName
+from cris_deploy.errors import BackendError
+from cris_deploy.manifest import Precision
+from cris_deploy.plans import RuntimeName, folder
+from tests.unit.fake_machine import machine
+from tests.unit.fake_tensorrt import GPU, VERSION, write_plans
+
+__all__ = ["machine"]
+
+IMAGE = np.random.default_rng(3).integers(0, 256, (48, 80, 3), dtype=np.uint8)
+
+
+def remove_plans(machine, pattern: str = "*") -> None:
+    for path in folder(Bundle.open(machine.bundle)).glob(pattern):
+        path.unlink()
+
+
+def test_auto_takes_the_fastest_that_works(machine):
+    for remove, backend in (
+        (None, BackendName.TENSORRT),
+        ("*.tensorrt.*", BackendName.TENSORRT_RTX),
+        ("*.tensorrt-rtx.*", BackendName.ONNXRUNTIME),
+    ):
+        if remove is not None:
+            remove_plans(machine, remove)
+        with Engine(machine.bundle) as engine:
+            assert (engine.info.backend, engine.info.device) == (backend, Device.CUDA)
+    assert "tensorrt on cuda (bundle" in engine.info.reason
+    assert "has no tensorrt plan of image_encoder" in engine.info.reason
+    assert "tensorrt-rtx on cuda (bundle" in engine.info.reason
+
+
+def test_info(machine):
+    with machine.engine("tensorrt") as engine:
+        assert engine.info.backend == "tensorrt"
+        assert engine.info.compute == "fp32"
+
+
+def test_arithmetic_is_what_the_plan_has():
+    for precision in Precision:
+        assert tensorrt.computes(precision, Device.CUDA) == (precision.value,)
+    assert tensorrt.devices() == (Device.CUDA,)
+
+
+def test_no_cpu(machine):
+    with pytest.raises(BackendError, match="take backend openvino"):
+        Engine(machine.bundle, backend="tensorrt", device="cpu")
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+def test_no_plan(machine, backend):
+    remove_plans(machine)
+    with pytest.raises(
+        BackendError, match=rf"has no {backend} plan of image_encoder.*cris-export --bundle"
+    ):
+        machine.engine(backend)
+
+
+def test_plan_of_another_version(machine):
+    machine.tensorrt.__version__ = "10.14.1"
+    with pytest.raises(
+        BackendError,
+        match=rf"wants tensorrt {VERSION}, here is 10\.14\.1.*cris-export --bundle .* --engine",
+    ):
+        machine.engine("tensorrt")
+    assert machine.tensorrt.loads == 0
+
+
+def test_plan_of_another_gpu(machine, monkeypatch):
+    survey = gpu.Survey((gpu.Gpu("Fake GPU 2000", "sm89", 1 << 30),), None)
+    monkeypatch.setattr(gpu, "survey_gpus", lambda: survey)
+    with pytest.raises(BackendError, match=r"wants sm86, here is Fake GPU 2000 \(sm89\)"):
+        machine.engine("tensorrt")
+
+
+def test_plan_that_the_runtime_refuses(machine):
+    machine.tensorrt.refuse = "platform specific tag mismatch"
+    with pytest.raises(
+        BackendError,
+        match=rf"refuses image_encoder\.tensorrt\.sm86\.plan, built with {VERSION} for sm86 "
+        rf"\({GPU}\): platform specific tag mismatch: .*cris-export --bundle",
+    ) as caught:
+        machine.engine("tensorrt")
+    assert "only a warning" not in str(caught.value)
+
+
+def test_damaged_plan(machine):
+    path = next(folder(Bundle.open(machine.bundle)).glob("mask_decoder.tensorrt.*.plan"))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(BackendError, match="is damaged"):
+        machine.engine("tensorrt")
+    path.write_bytes(content[:-1])
+    with pytest.raises(BackendError, match="is damaged"):
+        machine.engine("tensorrt")
+
+
+def test_runtime_that_cannot_be_imported(machine, monkeypatch):
+    class Nothing:
+        @staticmethod
+        def import_module(name):
+            raise ImportError("libnvinfer.so.10: cannot open shared object file")
+
+    monkeypatch.setattr(tensorrt, "importlib", Nothing)
+    with pytest.raises(BackendError, match=r"libnvinfer.*cris-deploy\[tensorrt-rtx\]"):
+        machine.engine("tensorrt-rtx")
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_batches_beyond_the_profile_are_split(machine, most):
+    remove_plans(machine)
+    write_plans(machine.bundle, RuntimeName.TENSORRT, most=most)
+    expressions = [f"n{index}" for index in range(8)]
+    with machine.engine("tensorrt") as engine, Engine(machine.bundle, device="cpu") as reference:
+        expected = reference.segment(IMAGE, expressions)
+        for result, wanted in zip(engine.segment(IMAGE, expressions), expected, strict=True):
+            np.testing.assert_allclose(result.logits, wanted.logits, atol=1e-4)
+        images = [np.roll(IMAGE, shift, axis=1) for shift in range(5)]
+        for result, image in zip(
+            engine.stream(((image, "a") for image in images), batch_size=5), images, strict=True
+        ):
+            np.testing.assert_allclose(
+                result.logits, reference.segment(image, "a").logits, atol=1e-4
+            )
+    machine.check()
+
+
+def test_graphs_run_from_host_to_host(machine):
+    # What the parity gate does, stage by stage.
+    with machine.engine("tensorrt") as engine, Engine(machine.bundle, device="cpu") as reference:
+        rng = np.random.default_rng(0)
+        inputs = {"image": rng.normal(size=(11, 3, 64, 64)).astype(np.float32)}
+        stage = GraphName.IMAGE_ENCODER
+        features = engine._stages()[stage].run(inputs)
+        for name, value in reference._stages()[stage].run(inputs).items():
+            np.testing.assert_allclose(features[name], value, atol=1e-4)
+        with pytest.raises(BackendError, match="input image is float64"):
+            engine._stages()[stage].run({"image": np.zeros((1, 3, 64, 64))})
+        texts = engine._stages()[GraphName.TEXT_ENCODER].run({"tokens": np.ones((11, 7), np.int64)})
+        stage = GraphName.MASK_DECODER
+        for scene in (features, {name: value[:1] for name, value in features.items()}):
+            logits = engine._stages()[stage].run({**texts, **scene})["logits"]
+            wanted = reference._stages()[stage].run({**texts, **scene})["logits"]
+            np.testing.assert_allclose(logits, wanted, atol=1e-4)
+    machine.check()
+
+
+def test_one_load_for_all_lanes_and_shapes(machine):
+    with machine.engine("tensorrt", streams=2) as engine:
+        for count in range(1, 6):
+            engine.segment(IMAGE, [f"n{index}" for index in range(count)])
+        assert machine.tensorrt.loads == 3
