@@ -297,7 +297,12 @@ def _make_log(module: Any) -> Any:
     class Log(module.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             module.ILogger.__init__(self)
-            self._lines: deque[str] = deque(maxlen=8)
+            self._here = threading.local()  # TensorRT reports in the thread that calls it
+
+        @property
+        def _lines(self) -> deque[str]:
+            lines: deque[str] = self._here.__dict__.setdefault("lines", deque(maxlen=8))
+            return lines
 
         def log(self, severity: Any, text: str) -> None:
             levels = module.ILogger.Severity

@@ -1,6 +1,7 @@
 """CUDA's runtime through cuda-python: every status is checked, every failure is a BackendError."""
 
 import importlib
+from collections.abc import Callable
 from functools import cache
 from typing import Any, Final
 
@@ -14,10 +15,14 @@ _MEBIBYTE = 1 << 20
 
 
 class Cuda:
-    """The functions of `cuda.bindings.runtime`, by name, without their statuses."""
+    """The functions of `cuda.bindings.runtime`, by name, without their statuses.
 
-    def __init__(self, runtime: Any) -> None:
+    `uint64` makes the 64-bit values that some of them take.
+    """
+
+    def __init__(self, runtime: Any, uint64: Callable[[int], Any]) -> None:
         self.names: Final = runtime
+        self.uint64: Final = uint64
 
     def call(self, function: str, *arguments: object) -> Any:
         """Call a function; give what it gives beside its status (a tuple if several).
@@ -83,7 +88,8 @@ class Cuda:
 def load_cuda() -> Cuda:
     """Import cuda-python's runtime; BackendError if it is not installed. Touches no device."""
     try:
-        return Cuda(importlib.import_module("cuda.bindings.runtime"))
+        driver = importlib.import_module("cuda.bindings.driver")
+        return Cuda(importlib.import_module("cuda.bindings.runtime"), driver.cuuint64_t)
     except ImportError as error:
         raise BackendError(
             f"device cuda: cuda-python cannot be imported ({error}): run {INSTALL}"

@@ -106,7 +106,7 @@ class Pool:
         self._pool = cuda.call("cudaMemPoolCreate", wanted)
         # Otherwise every synchronisation gives free memory back, and every call asks for it again.
         attribute = names.cudaMemPoolAttr.cudaMemPoolAttrReleaseThreshold
-        cuda.call("cudaMemPoolSetAttribute", self._pool, attribute, (1 << 64) - 1)
+        cuda.call("cudaMemPoolSetAttribute", self._pool, attribute, cuda.uint64((1 << 64) - 1))
 
     def allocate(self, size: int, stream: Stream) -> "Memory":
         """Allocate at least one byte; BackendError if there is no memory left."""

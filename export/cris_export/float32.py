@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx
 import onnx_ir as ir
@@ -25,17 +25,27 @@ from cris_export.weights import WeightFile
 MOST_PAIRS = 16
 
 
+class Pair(NamedTuple):
+    """One sample: its places among the feeds of the three stages."""
+
+    image: int
+    tokens: int
+    features: int
+
+
 @dataclass(frozen=True)
 class Reference:
     """The three stages in float32, and samples of what each of them reads.
 
     Attributes:
         folder: Holds a graph per stage, and their weights.
-        feeds: Stage -> its inputs, by name, one mapping per sample.
+        feeds: Stage -> its inputs, by name; an image or expression that recurs is there once.
+        pairs: The samples.
     """
 
     folder: Path
     feeds: Mapping[GraphName, Sequence[Feed]]
+    pairs: Sequence[Pair]
 
     def graph(self, stage: GraphName) -> Path:
         """The stage's ONNX file."""
@@ -96,6 +106,10 @@ def write_reference(
             GraphName.TEXT_ENCODER: list(tokens.values()),
             GraphName.MASK_DECODER: [{**scenes[s.image], **texts[s.expression]} for s in sources],
         },
+        [
+            Pair(list(pixels).index(s.image), list(tokens).index(s.expression), index)
+            for index, s in enumerate(sources)
+        ],
     )
 
 

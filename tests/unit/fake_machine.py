@@ -21,6 +21,13 @@ from tests.unit.fake_tensorrt import GPU, FakeTensorRt, write_plans
 BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
 
 
+class Uint64:
+    """cuda.bindings.driver.cuuint64_t: the real function takes no plain int."""
+
+    def __init__(self, wanted: int) -> None:
+        self.wanted = wanted
+
+
 class Machine:
     """The GPU, the libraries, and a bundle with plans."""
 
@@ -37,6 +44,7 @@ class Machine:
         monkeypatch.setattr(gpu, "survey_gpus", lambda: survey)
         modules = {
             "cuda.bindings.runtime": self.cuda,
+            "cuda.bindings.driver": SimpleNamespace(cuuint64_t=Uint64),
             "tensorrt": self.tensorrt,
             "tensorrt_rtx": self.rtx,
         }

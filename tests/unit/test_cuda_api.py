@@ -15,7 +15,7 @@ from cris_deploy.cuda.graph import Slot
 from cris_deploy.cuda.memory import DeviceTensor, aligned
 from cris_deploy.errors import BackendError
 from tests.unit import fake_tensorrt
-from tests.unit.fake_cuda import FakeCuda
+from tests.unit.fake_cuda import _VALUES, FakeCuda
 
 
 def functions() -> list[str]:
@@ -54,20 +54,60 @@ def test_cuda_names_exist():
             assert int(getattr(getattr(runtime, group), name)) == value
 
 
-def test_a_real_runtime_without_a_driver_gives_an_error():
+def test_a_real_runtime_without_a_driver_takes_the_arguments_and_gives_errors():
     runtime = pytest.importorskip("cuda.bindings.runtime")
+    driver = pytest.importorskip("cuda.bindings.driver")
     status, count = runtime.cudaGetDeviceCount()
     if int(status) == 0 and count:
         pytest.skip("there is a GPU")
-    cuda = api.Cuda(runtime)
-    for call in (
-        lambda: cuda.call("cudaStreamCreateWithFlags", runtime.cudaStreamNonBlocking),
-        lambda: cuda.call("cudaMemcpyAsync", 1, 2, 3, runtime.cudaMemcpyKind(1), 0),
-        lambda: cuda.call("cudaStreamWaitEvent", 0, 0, 0),
-    ):
-        with pytest.raises(BackendError, match=r"CUDA failed in cuda\w+: cudaError"):
-            call()
-    assert not cuda.try_call("cudaFreeAsync", 16, 0)
+    cuda = api.Cuda(runtime, driver.cuuint64_t)
+    properties = runtime.cudaMemPoolProps()
+    properties.location.id = 0
+    properties.location.type = runtime.cudaMemLocationType.cudaMemLocationTypeDevice
+    properties.allocType = runtime.cudaMemAllocationType.cudaMemAllocationTypePinned
+    properties.handleTypes = runtime.cudaMemAllocationHandleType.cudaMemHandleTypeNone
+    pool, threshold = runtime.cudaMemPool_t(0), cuda.uint64(1 << 40)
+    attribute = runtime.cudaMemPoolAttr.cudaMemPoolAttrReleaseThreshold
+    copy = runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
+    mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+    arguments = {
+        "cudaEventCreate": (),
+        "cudaEventCreateWithFlags": (runtime.cudaEventDisableTiming,),
+        "cudaEventDestroy": (16,),
+        "cudaEventElapsedTime": (16, 32),
+        "cudaEventRecord": (16, 32),
+        "cudaEventSynchronize": (16,),
+        "cudaFreeAsync": (16, 32),
+        "cudaFreeHost": (16,),
+        "cudaGetDevice": (),
+        "cudaGraphDestroy": (runtime.cudaGraph_t(0),),
+        "cudaGraphExecDestroy": (runtime.cudaGraphExec_t(0),),
+        "cudaGraphInstantiate": (runtime.cudaGraph_t(0), 0),
+        "cudaGraphLaunch": (runtime.cudaGraphExec_t(0), 16),
+        "cudaHostAlloc": (16, runtime.cudaHostAllocDefault),
+        "cudaMallocFromPoolAsync": (16, pool, 32),
+        "cudaMemGetInfo": (),
+        "cudaMemPoolCreate": (properties,),
+        "cudaMemPoolDestroy": (pool,),
+        "cudaMemPoolSetAttribute": (pool, attribute, threshold),
+        "cudaMemPoolTrimTo": (pool, 0),
+        "cudaMemcpyAsync": (16, 32, 8, copy, 64),
+        "cudaMemsetAsync": (16, 0, 8, 64),
+        "cudaSetDevice": (0,),
+        "cudaStreamBeginCapture": (16, mode),
+        "cudaStreamCreateWithFlags": (runtime.cudaStreamNonBlocking,),
+        "cudaStreamDestroy": (16,),
+        "cudaStreamEndCapture": (16,),
+        "cudaStreamSynchronize": (16,),
+        "cudaStreamWaitEvent": (16, 32, 0),
+    }
+    assert sorted(arguments) == functions()
+    for name, given in arguments.items():
+        with pytest.raises(BackendError, match=rf"CUDA failed in {name}: cudaError\w+ \("):
+            cuda.call(name, *given)
+        assert not cuda.try_call(name, *given)
+        values = getattr(runtime, name)(*given)
+        assert len(values) - 1 == _VALUES.get(name, 0), name
 
 
 @pytest.mark.parametrize("module", ["tensorrt", "tensorrt_rtx"])

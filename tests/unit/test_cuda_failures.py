@@ -11,6 +11,8 @@ import pytest
 
 from cris_deploy import gpu
 from cris_deploy.cuda import api
+from cris_deploy.cuda.device import open_device
+from cris_deploy.cuda.graph import Captured
 from cris_deploy.errors import BackendError
 from tests.unit.fake_cuda import OUT_OF_MEMORY
 from tests.unit.fake_kernels import ForeignArray
@@ -152,6 +154,27 @@ def test_a_failure_reaches_only_its_own_call(machine):
         for result in results:
             if not isinstance(result, BackendError):
                 same(result, expected)
+    machine.check()
+
+
+def test_memory_freed_during_a_capture_is_no_part_of_the_graph(machine):
+    device = open_device(1)
+    with device.lane() as lane:
+        held = [lane.allocate(1000)]
+        runs = []
+
+        def enqueue():
+            held.clear()  # as the collector may do, in any thread
+            machine.cuda.enqueue(lane.stream.handle, lambda: runs.append(1))
+
+        graph = Captured(lane, enqueue)
+        for _ in range(3):
+            graph.launch()
+        lane.stream.wait()
+        graph.close()
+        assert len(runs) == 3
+        assert machine.cuda.device_bytes == 0
+    device.close()
     machine.check()
 
 

@@ -65,6 +65,14 @@ class Observation:
         errors = [float(counts @ _squared_error(values, step, levels)) for step in steps]
         return float(steps[int(np.argmin(errors))])
 
+    @property
+    def noise(self) -> float:
+        """Squared error of rounding at the best step, as a share of the squares."""
+        filled = np.flatnonzero(self.counts)
+        values, counts = _CENTRES[filled].astype(np.float64), self.counts[filled]
+        squares = float(counts @ values**2)
+        return float(counts @ _squared_error(values, self.step(), LEVELS)) / max(squares, 1e-30)
+
 
 def observe(
     model: Path, feeds: Sequence[Feed], names: Iterable[str], what: str

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from cris_export.int8.calibration import LEVELS, Observation
 from cris_export.int8.sites import Site, drop_unused_weights, new_weight
 
+# Numbers in a constant from which its size matters.
+_MAP = 1 << 16
+
 
 def quantise(
     model: ir.Model,
@@ -86,6 +89,29 @@ def quantise_embedding(model: ir.Model) -> None:
         for user, index in tuple(result.uses()):
             user.replace_input_with(index, product.outputs[0])
         model.graph.remove(node, safe=True)
+    drop_unused_weights(model)
+
+
+def halve_maps(model: ir.Model) -> None:
+    """Store constant maps that are added, one number per position and channel, in float16.
+
+    They are the folded positions of the attentions and of the coordinate convolution. A runtime
+    converts them once, when it loads the graph.
+    """
+    for node in [node for node in model.graph if node.op_type == "Add"]:
+        for index, value in enumerate(node.inputs):
+            if value is None or not value.is_initializer() or value.const_value is None:
+                continue
+            if value.dtype != ir.DataType.FLOAT or value.const_value.size < _MAP:
+                continue
+            half = ir.tensor(value.const_value.numpy().astype(np.float16))
+            stored = new_weight(model, half, f"{value.name}_half")
+            cast = ir.node(
+                "Cast", [stored], {"to": int(ir.DataType.FLOAT)}, name=f"{stored.name}_up"
+            )
+            _describe(cast.outputs[0], f"{stored.name}_float", ir.DataType.FLOAT, value.shape)
+            model.graph.insert_before(node, cast)
+            node.replace_input_with(index, cast.outputs[0])
     drop_unused_weights(model)
 
 
