@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum, auto
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -253,8 +254,9 @@ class _Parser:
     def __init__(self, trt: FakeTensorRT, network: Network) -> None:
         self._trt, self._network = trt, network
 
-    def parse_from_file(self, path: str) -> bool:
-        graph = onnx.load(path, load_external_data=False).graph
+    def parse(self, model: bytes, path: str) -> bool:
+        assert Path(path).is_file()  # beside it lie the weights
+        graph = onnx.load_from_string(model).graph
         for values, tensors in (
             (graph.input, self._network.inputs),
             (graph.output, self._network.outputs),

@@ -128,7 +128,8 @@ def _parser() -> argparse.ArgumentParser:
         "--min-iou",
         type=float,
         metavar="X",
-        help=f"least mean mask IoU against FP32 PyTorch (default: {DEFAULT_MIN_IOU}; with --int8 0.95)",
+        help=f"least mean mask IoU against FP32 PyTorch (default: {DEFAULT_MIN_IOU}, with --int8 "
+        "0.95)",
     )
     parser.add_argument(
         "--opset", type=int, default=20, metavar="N", help="ONNX operator set (default: 20)"

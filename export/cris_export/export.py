@@ -29,7 +29,7 @@ from cris_export.int8.stage import to_int8
 from cris_export.layers import worst_layer
 from cris_export.precision import to_float16
 from cris_export.rules import Islands, find_islands
-from cris_export.samples import Answer
+from cris_export.samples import Answer, SampleSource
 from cris_export.shares import type_share
 from cris_export.stages import build_stages
 from cris_export.tokenizer import write_tokenizer
@@ -141,6 +141,7 @@ def export(options: ExportOptions, step: Callable[[str], None] = lambda _: None)
     verify.require_reference()
     engine = choose_engine(options.engines, step)  # what cannot be had is refused before the work
     sources = samples.read_samples(options.samples)
+    pairs = _read_calibration(options.calibration)
     step(f"reading {options.checkpoint}")
     checkpoint = checkpoints.load(options.checkpoint, word_len=options.word_len)
     model = checkpoints.build(checkpoint)
@@ -160,7 +161,6 @@ def export(options: ExportOptions, step: Callable[[str], None] = lambda _: None)
             islands = find_islands(traced, measure_stages(reference))
             kept = {name: dict(island.nodes) for name, island in islands.items()}
         if options.precision is Precision.INT8:
-            pairs = samples.read_samples(options.calibration, "--calibration")
             step(f"calibrating int8 on {min(len(pairs), MOST_CALIBRATION)} of {len(pairs)} pairs")
             reference = write_reference(
                 scratch, traced, pairs, tokenizer, size, "--calibration", MOST_CALIBRATION
@@ -192,6 +192,17 @@ def export(options: ExportOptions, step: Callable[[str], None] = lambda _: None)
         writer.commit()
     sizes = {name: record.bytes for name, record in manifest.files.items()}
     return ExportReport(options.bundle, checkpoint, parity, types, sizes, plans)
+
+
+def _read_calibration(path: Path | None) -> list[SampleSource]:
+    """The pairs, whose images are looked for at once: tracing takes longer than a typing error."""
+    if path is None:
+        return []
+    pairs = samples.read_samples(path, "--calibration")
+    lost = [pair.image for pair in pairs if not pair.image.is_file()]
+    if lost:
+        raise InputError(f"--calibration {path}: {lost[0]} does not exist ({len(lost)} missing)")
+    return pairs
 
 
 def _type_and_write(

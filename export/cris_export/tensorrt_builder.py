@@ -26,6 +26,7 @@ from cris_export.build_watch import (
     make_logger,
     make_monitor,
 )
+from cris_export.tensorrt_graph import readable
 
 INSTALL = {
     RuntimeName.TENSORRT: "pip install 'cris-deploy[tensorrt]'",
@@ -200,7 +201,8 @@ def build_plan(
     typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(typed)
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(source.path)):
+    # The path tells where the weights lie.
+    if not parser.parse(readable(source.path), str(source.path)):
         problems = [str(parser.get_error(index)) for index in range(parser.num_errors)]
         raise ExportError(f"{trt.__name__} cannot parse {source.path.name}: {in_short(problems)}")
     _check_interface(trt, network, source)

@@ -156,7 +156,7 @@ class FakeCuda:
 def _function(work: Callable[..., object]) -> Callable[..., tuple]:
     """A CUDA function: refused if a failure is due, else status and values."""
 
-    def call(self: FakeCuda, *arguments: object) -> tuple:
+    def call(self, *arguments):
         with self.lock:
             status = self._enter(work.__name__)
             if status != OK:
@@ -228,13 +228,11 @@ def cudaMemPoolSetAttribute(self, memPool, attr, value):
 
 
 @_function
-def cudaMemPoolTrimTo(self, memPool, minBytesToKeep):
-    return None
+def cudaMemPoolTrimTo(self, memPool, minBytesToKeep): ...
 
 
 @_function
-def cudaMemPoolDestroy(self, memPool):
-    return None
+def cudaMemPoolDestroy(self, memPool): ...
 
 
 @_function

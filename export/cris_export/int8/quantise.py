@@ -74,18 +74,21 @@ def quantise_embedding(model: ir.Model) -> None:
         assert table.const_value is not None
         integers, steps = round_weight(table.const_value.numpy(), 0)
         small = new_weight(model, ir.tensor(integers), f"{table.name}_int8")
-        scale = new_weight(model, ir.tensor(steps[:, None]), f"{table.name}_step")
+        scale = new_weight(model, ir.tensor(steps), f"{table.name}_step")
+        last = new_weight(model, ir.tensor(np.array([-1])), f"{table.name}_axis")
         result, indices = node.outputs[0], node.inputs[1]
         rows = ir.node("Gather", [small, indices], name=f"{node.name}_int8")
         floats = ir.node("Cast", rows.outputs, {"to": int(ir.DataType.FLOAT)})
         sizes = ir.node("Gather", [scale, indices], name=f"{node.name}_step")
-        product = ir.node("Mul", [floats.outputs[0], sizes.outputs[0]], name=node.name)
+        column = ir.node("Unsqueeze", [sizes.outputs[0], last], name=f"{node.name}_column")
+        product = ir.node("Mul", [floats.outputs[0], column.outputs[0]], name=node.name)
         rows.outputs[0].dtype = ir.DataType.INT8
-        for made in (floats, sizes, product):
+        for made in (floats, sizes, column, product):
             made.outputs[0].dtype = ir.DataType.FLOAT
-        for index, made in enumerate((rows, floats, sizes, product)):
-            made.outputs[0].name = f"{result.name}_{'rsfp'[index]}"
-        model.graph.insert_before(node, [rows, floats, sizes, product])
+        steps_of_lookup = [rows, floats, sizes, column, product]
+        for index, made in enumerate(steps_of_lookup):
+            made.outputs[0].name = f"{result.name}_{index}"
+        model.graph.insert_before(node, steps_of_lookup)
         for user, index in tuple(result.uses()):
             user.replace_input_with(index, product.outputs[0])
         model.graph.remove(node, safe=True)
