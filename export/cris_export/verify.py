@@ -135,7 +135,7 @@ def _place(report: CheckReport) -> tuple[BackendName, Device]:
 def _no_cache() -> Iterator[None]:
     """Keep compiled graphs out of the user's folder: this bundle may not come to be."""
     before = os.environ.get(CACHE_VARIABLE)
-    os.environ[CACHE_VARIABLE] = "off"
+    os.environ[CACHE_VARIABLE] = ""
     try:
         yield
     finally:

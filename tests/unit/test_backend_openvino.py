@@ -1,0 +1,126 @@
+"""OpenVINO against ONNX Runtime on the small bundle; its cache, its streams, its refusals."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from cris_deploy import Engine
+from cris_deploy.backends import Compute, Device
+from cris_deploy.errors import BackendError, InputError
+from cris_deploy.manifest import Precision
+
+pytest.importorskip("openvino", reason="OpenVINO is not installed")
+from cris_deploy.backends import openvino as backend
+
+EXPRESSIONS = ["a", "the man in red", "zebra crossing"]
+
+
+@pytest.fixture
+def image():
+    return np.random.default_rng(3).integers(0, 256, (37, 51, 3), np.uint8)
+
+
+@pytest.fixture
+def expected(tiny_bundle, image):
+    with Engine(tiny_bundle, backend="onnxruntime", device="cpu") as engine:
+        return [r.logits for r in engine.segment(image, EXPRESSIONS)]
+
+
+def check(results, expected):
+    for result, logits in zip(results, expected, strict=True):
+        np.testing.assert_allclose(result.logits, logits, atol=1e-5 * np.abs(logits).max())
+
+
+def test_same_logits_for_one_and_for_many(tiny_bundle, image, expected):
+    with Engine(tiny_bundle, backend="openvino", precision="fp32") as engine:
+        check(engine.segment(image, EXPRESSIONS), expected)
+        check([engine.segment(image, EXPRESSIONS[1])], expected[1:2])
+        pairs = [(image, text) for text in EXPRESSIONS] + [(image[:, ::-1], "a")]
+        check(list(engine.stream(pairs, batch_size=4))[:3], expected)
+
+
+def test_arithmetic_is_said_and_refused(tiny_bundle):
+    possible = backend.computes(Precision.FP32, Device.CPU)
+    assert possible[0] is Compute.FP32  # bfloat16 is never chosen, only asked for
+    with Engine(tiny_bundle, backend="openvino") as engine:
+        assert engine.info.compute == "fp32"
+        assert "fp32 is this bundle's default here" in engine.info.reason
+    with pytest.raises(BackendError, match=r"precision int8.*--int8 --calibration"):
+        Engine(tiny_bundle, backend="openvino", precision="int8")
+    with pytest.raises(BackendError, match="cannot compute on cuda"):
+        Engine(tiny_bundle, backend="openvino", device="cuda")
+    with pytest.raises(InputError, match="streams is 0"):
+        Engine(tiny_bundle, backend="openvino", streams=0)
+    with pytest.raises(BackendError, match="streams is 2: onnxruntime has none"):
+        Engine(tiny_bundle, backend="onnxruntime", device="cpu", streams=2)
+
+
+def test_bfloat16_where_the_processor_has_it(tiny_bundle, image, expected):
+    if Compute.BF16 not in backend.computes(Precision.FP32, Device.CPU):
+        with pytest.raises(BackendError, match="bfloat16"):
+            Engine(tiny_bundle, backend="openvino", precision="bf16")
+        return
+    with Engine(tiny_bundle, backend="openvino", precision="bf16") as engine:
+        assert engine.info.compute == "bf16"
+        (result,) = engine.segment(image, EXPRESSIONS[:1])
+    error = np.abs(result.logits - expected[0]).max() / np.abs(expected[0]).max()
+    assert 1e-5 < error < 0.1  # 8 bits of mantissa: neither float32 nor nonsense
+
+
+def test_streams_and_threads(tiny_bundle, image, expected):
+    failures = []
+    with Engine(tiny_bundle, backend="openvino", streams=2, threads=2, cache=False) as engine:
+        assert engine.info.streams == 2
+
+        def work():
+            try:
+                for _ in range(10):
+                    check(engine.segment(image, EXPRESSIONS), expected)
+            except AssertionError as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not failures
+
+
+def test_compiled_graphs_are_kept_only_where_asked(
+    tiny_bundle, image, expected, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv(backend.CACHE_VARIABLE, raising=False)
+    with Engine(tiny_bundle, backend="openvino") as engine:
+        check(engine.segment(image, EXPRESSIONS), expected)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setenv(backend.CACHE_VARIABLE, str(tmp_path))
+    for _ in range(2):
+        with Engine(tiny_bundle, backend="openvino") as engine:
+            check(engine.segment(image, EXPRESSIONS), expected)
+    assert len(list(tmp_path.rglob("*.blob"))) == 3
+
+
+@pytest.mark.parametrize("damage", [b"", b"rubbish", None])
+def test_a_damaged_cache_costs_a_compilation(
+    tiny_bundle, image, expected, tmp_path, monkeypatch, damage
+):
+    monkeypatch.setenv(backend.CACHE_VARIABLE, str(tmp_path))
+    Engine(tiny_bundle, backend="openvino").close()
+    for blob in tmp_path.rglob("*.blob"):
+        content = blob.read_bytes()
+        blob.chmod(0o644)
+        blob.write_bytes(content[: len(content) // 2] if damage is None else damage)
+    with Engine(tiny_bundle, backend="openvino") as engine:
+        check(engine.segment(image, EXPRESSIONS), expected)
+
+
+def test_a_run_that_fails_leaves_the_engine_usable(tiny_bundle, image, expected):
+    with Engine(tiny_bundle, backend="openvino") as engine:
+        graphs = engine._stages()
+        for graph in graphs.values():
+            with pytest.raises(BackendError, match="openvino failed"):
+                graph.run({name: np.zeros((1, 1), np.float32) for name in graph._inputs})
+        check(engine.segment(image, EXPRESSIONS), expected)
