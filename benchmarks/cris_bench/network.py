@@ -1,10 +1,14 @@
-"""The paper's speed test: the network alone, batch 1, PyTorch eager against the engine's graphs."""
+"""The paper's speed test: the network alone, batch 1, PyTorch eager against the engine's graphs.
+
+Every CPU backend that is installed takes part in every arithmetic it has, and with `--int8` a
+quantised export of the same model.
+"""
 
 from __future__ import annotations
 
 import datetime
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,16 +17,17 @@ import torch
 
 from cris_bench.machine import Machine, describe
 from cris_bench.timing import Timing, interleave, paired_ratio
-from cris_deploy.backends import load_graphs
+from cris_deploy.backends import BackendName, Compute, Device, Graph, load_graphs, status
 from cris_deploy.bundle import Bundle
-from cris_deploy.errors import InputError
-from cris_deploy.manifest import GraphName
+from cris_deploy.errors import BackendError, InputError
+from cris_deploy.manifest import GraphName, Precision
 from cris_export.export import ExportOptions, export
+from cris_export.samples import PACKAGED
 from cris_train import checkpoint as checkpoints
 from cris_train.model import TABLE_1, Cris, CrisConfig
 
 EAGER = "PyTorch eager fp32"
-ENGINE = "cris-deploy, ONNX Runtime fp32"
+STAGES = (GraphName.IMAGE_ENCODER, GraphName.TEXT_ENCODER, GraphName.MASK_DECODER)
 # CRIS, Table 1, the full model: RN50, contrastive, 3 decoder layers, on a V100.
 PAPER_FPS = next(row.fps for row in TABLE_1 if row.config == CrisConfig.rn50())
 
@@ -35,21 +40,49 @@ class NetworkOptions:
         checkpoint: Model to time; None for the full-size RN50 with random weights.
         warmup: Untimed rounds (the reference has 100, on a GPU).
         iterations: Timed rounds (the reference has 400).
-        threads: CPU threads of either contestant; None for all cores.
+        threads: CPU threads of each contestant; None for all cores.
+        int8: Also time an int8 export, calibrated on the packaged photographs.
+        expressions: Also time the engine with so many expressions on the one image, per mask.
     """
 
     checkpoint: Path | None = None
     warmup: int = 5
     iterations: int = 30
     threads: int | None = None
+    int8: bool = False
+    expressions: int = 1
 
     def __post_init__(self) -> None:
+        if self.expressions < 1:
+            raise InputError(f"--expressions must be 1 or more, not {self.expressions}")
         if self.warmup < 0:
             raise InputError(f"--warmup must be 0 or more, not {self.warmup}")
         if self.iterations < 1:
             raise InputError(f"--iterations must be 1 or more, not {self.iterations}")
         if self.threads is not None and self.threads < 1:
             raise InputError(f"--threads must be 1 or more, not {self.threads}")
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One way to run the model, and what came of it.
+
+    Attributes:
+        timing: Raw times of a pass.
+        expressions: Masks that a pass makes, all of one image.
+        ratio: How many times faster than PyTorch eager a mask is made, median of paired rounds.
+        logit_error: Largest difference from PyTorch's logits on the timed input.
+    """
+
+    timing: Timing
+    expressions: int
+    ratio: float
+    logit_error: float
+
+    @property
+    def mask_ms(self) -> float:
+        """Median time of a mask, milliseconds."""
+        return self.timing.median_ms / self.expressions
 
 
 @dataclass(frozen=True)
@@ -62,9 +95,7 @@ class NetworkResult:
         word_len: Tokens of the expression.
         parameters: Of the model.
         warmup: Untimed rounds.
-        timings: Raw times of every contestant.
-        speedup: Engine over PyTorch eager, median of paired rounds.
-        logit_error: Largest difference of the contestants' logits on the timed input.
+        contestants: PyTorch eager first.
         paper_fps: The paper's figure for the full RN50 model on a V100; None for another model.
         machine: What it ran on.
         created: UTC time.
@@ -75,9 +106,7 @@ class NetworkResult:
     word_len: int
     parameters: int
     warmup: int
-    timings: tuple[Timing, ...]
-    speedup: float
-    logit_error: float
+    contestants: tuple[Contestant, ...]
     paper_fps: float | None
     machine: Machine
     created: str
@@ -103,15 +132,25 @@ def run(
         if path is None:
             step("making the full-size RN50 with random weights")
             path = checkpoints.save(Path(folder) / "random.pth", _random_model())
-        bundle = Path(folder) / "model.bundle"
-        export(ExportOptions(path, output=bundle), step)
+        bundles = [Path(folder) / "float.bundle"]
+        export(ExportOptions(path, output=bundles[0]), step)
+        if options.int8:
+            bundles.append(Path(folder) / "int8.bundle")
+            quantised = ExportOptions(
+                path,
+                output=bundles[1],
+                precision=Precision.INT8,
+                calibration=PACKAGED,
+                min_iou=0.0,  # random weights put most pixels near the threshold
+            )
+            export(quantised, step)
         model = checkpoints.build(checkpoints.load(path))
-        return _race(model, bundle, options, step, tick)
+        return _race(model, bundles, options, step, tick)
 
 
 def _race(
     model: Cris,
-    bundle: Path,
+    bundles: Sequence[Path],
     options: NetworkOptions,
     step: Callable[[str], None],
     tick: Callable[[], object],
@@ -120,33 +159,34 @@ def _race(
     # The reference's protocol: a random image, random tokens, the forward pass and nothing else.
     random = np.random.default_rng(0)
     image = random.standard_normal((1, 3, config.input_size, config.input_size), np.float32)
-    tokens = random.integers(1, config.vocab_size - 1, (1, config.word_len))
-    tensors = torch.from_numpy(image), torch.from_numpy(tokens)
-    graphs, _ = load_graphs(
-        Bundle.open(bundle),
-        [GraphName.IMAGE_ENCODER, GraphName.TEXT_ENCODER, GraphName.MASK_DECODER],
-        device="cpu",
-        threads=options.threads,
-    )
+    tokens = random.integers(1, config.vocab_size - 1, (options.expressions, config.word_len))
+    tensors = torch.from_numpy(image), torch.from_numpy(tokens[:1])
 
     def eager() -> np.ndarray:
         with torch.inference_mode():
             logits: np.ndarray = model(*tensors).numpy()
         return logits
 
-    def engine() -> np.ndarray:
-        features = graphs[GraphName.IMAGE_ENCODER].run({"image": image})
-        text = graphs[GraphName.TEXT_ENCODER].run({"tokens": tokens})
-        logits: np.ndarray = graphs[GraphName.MASK_DECODER].run({**features, **text})["logits"]
-        return logits
-
-    error = float(np.abs(eager() - engine()).max())
-    step(f"timing {options.warmup} + {options.iterations} rounds, interleaved")
-    timings = interleave(
-        {EAGER: eager, ENGINE: engine},
-        warmup=options.warmup,
-        iterations=options.iterations,
-        tick=tick,
+    passes: dict[str, Callable[[], np.ndarray]] = {EAGER: eager}
+    counts = {EAGER: 1}
+    for bundle in bundles:
+        for name, graphs in _engines(Bundle.open(bundle), options.threads):
+            for count in sorted({1, options.expressions}):
+                label = name if count == 1 else f"{name}, {count} expressions"
+                passes[label] = _pass(graphs, image, tokens[:count])
+                counts[label] = count
+    expected = eager()
+    errors = {name: float(np.abs(run()[:1] - expected).max()) for name, run in passes.items()}
+    step(f"timing {options.warmup} + {options.iterations} rounds of {len(passes)}, interleaved")
+    timings = interleave(passes, warmup=options.warmup, iterations=options.iterations, tick=tick)
+    contestants = tuple(
+        Contestant(
+            timing,
+            counts[timing.name],
+            paired_ratio(timings[0], timing) * counts[timing.name],
+            errors[timing.name],
+        )
+        for timing in timings
     )
     return NetworkResult(
         architecture=config.architecture,
@@ -154,13 +194,38 @@ def _race(
         word_len=config.word_len,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         warmup=options.warmup,
-        timings=tuple(timings),
-        speedup=paired_ratio(*timings),
-        logit_error=error,
+        contestants=contestants,
         paper_fps=PAPER_FPS if config == CrisConfig.rn50() else None,
         machine=describe(),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
+
+
+def _engines(
+    bundle: Bundle, threads: int | None
+) -> Iterator[tuple[str, Mapping[GraphName, Graph]]]:
+    """Every installed CPU backend in every arithmetic that it has for this bundle."""
+    for backend in BackendName:
+        if Device.CPU not in status(backend).devices:
+            continue
+        for compute in Compute:
+            try:
+                graphs, _ = load_graphs(bundle, STAGES, backend, Device.CPU, compute, threads)
+            except BackendError:  # not an arithmetic that this backend has for this bundle
+                continue
+            yield f"{backend} {compute}", graphs
+
+
+def _pass(
+    graphs: Mapping[GraphName, Graph], image: np.ndarray, tokens: np.ndarray
+) -> Callable[[], np.ndarray]:
+    def run() -> np.ndarray:
+        features = graphs[GraphName.IMAGE_ENCODER].run({"image": image})
+        text = graphs[GraphName.TEXT_ENCODER].run({"tokens": tokens})
+        logits: np.ndarray = graphs[GraphName.MASK_DECODER].run({**features, **text})["logits"]
+        return logits
+
+    return run
 
 
 def _random_model() -> Cris:

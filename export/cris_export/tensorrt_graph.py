@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
 
@@ -17,7 +18,10 @@ def readable(path: Path) -> bytes:
     looked up, because TensorRT takes int8 constants only in front of a DequantizeLinear. On a CPU
     that order would compute the whole table in every run, so it is not the bundle's.
     """
-    proto = onnx.load(path, load_external_data=False)
+    try:
+        proto = onnx.load(path, load_external_data=False)
+    except DecodeError:
+        return path.read_bytes()  # TensorRT's parser says what is wrong, and the log keeps it
     graph = proto.graph
     tables = {t.name: t for t in graph.initializer if t.data_type == onnx.TensorProto.INT8}
     makers = {output: node for node in graph.node for output in node.output}

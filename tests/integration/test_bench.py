@@ -35,13 +35,18 @@ def test_ratio_is_taken_within_rounds() -> None:
 def test_record_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     path = checkpoint.save(tmp_path / "tiny.pth", randomised(Cris(CrisConfig.tiny())))
-    flags = ["--ckpt", str(path), "--warmup", "1", "--iterations", "3"]
+    flags = ["--ckpt", str(path), "--warmup", "1", "--iterations", "3", "--int8"]
+    flags += ["--expressions", "3"]
     record = tmp_path / "out" / "record.json"
     assert cli.main([*flags, "--json", "-o", str(record)]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads(record.read_text())
-    assert [len(timing["seconds"]) for timing in printed["timings"]] == [3, 3]
-    assert printed["logit_error"] < 1e-4
+    found = {entry["timing"]["name"]: entry for entry in printed["contestants"]}
+    assert all(len(entry["timing"]["seconds"]) == 3 for entry in found.values())
+    assert next(iter(found)) == "PyTorch eager fp32"
+    assert found["onnxruntime fp32"]["logit_error"] < 1e-4
+    assert found["onnxruntime int8"]["logit_error"] > 1e-4  # another graph, really
+    assert found["onnxruntime fp32, 3 expressions"]["expressions"] == 3
     assert printed["paper_fps"] is None  # the paper did not measure this model
     assert printed["machine"]["cores"] >= 1
     assert not list(tmp_path.glob("*.bundle"))
@@ -60,6 +65,7 @@ def test_paper_figure_is_that_of_the_full_model() -> None:
         (["--iterations", "0"], "--iterations"),
         (["--warmup", "-1"], "--warmup"),
         (["--threads", "0"], "--threads"),
+        (["--expressions", "0"], "--expressions"),
         (["--ckpt", "missing.pth"], "no such checkpoint"),
     ],
 )

@@ -33,7 +33,7 @@ class Machine:
 
     def check(self, bundle, *, backend, device, min_iou, verify, step):
         self.runs.append((backend, device))
-        assert os.environ[CACHE_VARIABLE] == "off"  # nothing is left of an export that fails
+        assert os.environ[CACHE_VARIABLE] == ""  # nothing is left of an export that fails
         place = next(iter(self.reports)) if backend == "auto" else (backend, device)
         report = self.reports[place]
         if isinstance(report, BackendError):
@@ -103,7 +103,7 @@ def test_what_cannot_run_here_is_said(gate, sound):
 def test_the_reference_runtime_has_to_run(gate, sound):
     with pytest.raises(BackendError, match="broken"):
         gate({(OPENVINO, Device.CPU): sound, (ORT, Device.CPU): BackendError("broken")})
-    assert os.environ.get(CACHE_VARIABLE) != "off"
+    assert os.environ.get(CACHE_VARIABLE) != ""
 
 
 def test_summary_is_the_worst_of_what_is_required(gate, sound):
