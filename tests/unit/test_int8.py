@@ -282,6 +282,12 @@ def test_large_maps_are_stored_in_float16():
     assert {v.dtype for v in model.graph.initializers.values()} == {ir.DataType.FLOAT16}
 
 
+def test_nothing_to_watch_is_nothing_seen(tmp_path):
+    path = tmp_path / "float.onnx"
+    onnx.save(conv_chain(), path)
+    assert observe(path, [{"x": floats(1, CHANNELS, SIDE, SIDE)}], [], "test") == {}
+
+
 def test_values_that_are_not_finite_are_refused(tmp_path):
     proto = conv_chain()
     path = tmp_path / "float.onnx"
