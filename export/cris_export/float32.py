@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import onnx
 import onnx_ir as ir
@@ -21,16 +21,17 @@ from cris_export.measure import Feed, GraphMeasures, measure, open_session
 from cris_export.samples import SampleSource
 from cris_export.weights import WeightFile
 
+T = TypeVar("T")
+
 # A pair costs about a second at full size, and more than these tell little more.
 MOST_PAIRS = 16
 
 
 class Pair(NamedTuple):
-    """One sample: its places among the feeds of the three stages."""
+    """One sample: the places of its image and its expression among the encoders' feeds."""
 
     image: int
     tokens: int
-    features: int
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Reference:
     Attributes:
         folder: Holds a graph per stage, and their weights.
         feeds: Stage -> its inputs, by name; an image or expression that recurs is there once.
-        pairs: The samples.
+        pairs: The samples, in the order of the mask decoder's feeds.
     """
 
     folder: Path
@@ -50,6 +51,11 @@ class Reference:
     def graph(self, stage: GraphName) -> Path:
         """The stage's ONNX file."""
         return graph_file(self.folder, stage)
+
+
+def spread(items: Sequence[T], most: int) -> Sequence[T]:
+    """At most so many of the items, at even distances."""
+    return items[:: -(-len(items) // most)]
 
 
 def graph_file(folder: Path, graph: GraphName) -> Path:
@@ -88,7 +94,7 @@ def write_reference(
             onnx.save(ir.to_proto(model), graph_file(folder, GraphName(name)))
     pixels: dict[Path, Feed] = {}
     tokens: dict[str, Feed] = {}
-    sources = sources[:: -(-len(sources) // most)]
+    sources = spread(sources, most)
     for source in sources:
         try:
             if source.image not in pixels:
@@ -106,10 +112,7 @@ def write_reference(
             GraphName.TEXT_ENCODER: list(tokens.values()),
             GraphName.MASK_DECODER: [{**scenes[s.image], **texts[s.expression]} for s in sources],
         },
-        [
-            Pair(list(pixels).index(s.image), list(tokens).index(s.expression), index)
-            for index, s in enumerate(sources)
-        ],
+        [Pair(list(pixels).index(s.image), list(tokens).index(s.expression)) for s in sources],
     )
 
 

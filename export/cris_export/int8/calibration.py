@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -13,8 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cris_deploy.errors import InputError
-
-Feed = Mapping[str, NDArray[Any]]
+from cris_export.measure import Feed
 
 LEVELS = 127
 """Steps to either side of zero. Symmetric and signed, because TensorRT reads nothing else: it takes

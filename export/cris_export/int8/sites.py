@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 # Axis of the output channels in a layer's weights, and of its input channels.
-_AXES = {"Conv": (0, 1), "ConvTranspose": (1, 0), "MatMul": (1, 0), "Gemm": (1, 0)}
+_AXES = {"Conv": (0, 1), "MatMul": (1, 0), "Gemm": (1, 0)}
 # A layer of fewer channels is not worth two conversions, and runtimes have no good kernel for it:
 # the first one with its three colours, and the head's last sum over nine maps, which OpenVINO gets
 # wrong in int8.
@@ -21,7 +21,7 @@ class Site:
     """A layer that can compute in int8.
 
     Attributes:
-        node: A Conv, ConvTranspose, MatMul or Gemm whose second input is a weight.
+        node: A Conv, MatMul or Gemm whose second input is a weight.
         source: Its first input, which is rounded where the layer reads it. Rounding earlier, before
             a Pad or Slice, would serve several layers at once; OpenVINO 2026.4 then computes in
             a wrong scale.

@@ -14,12 +14,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from cris_deploy.manifest import GraphName
-from cris_export.float32 import Reference
-from cris_export.int8.calibration import Feed, Observation, observe
+from cris_export.float32 import Reference, spread
+from cris_export.int8.calibration import Observation, observe
 from cris_export.int8.equalise import equalise, find_moves
 from cris_export.int8.quantise import halve_maps, quantise, quantise_embedding
 from cris_export.int8.sites import Site, find_sites, fold_weight_slices, residual_values
-from cris_export.measure import open_session
+from cris_export.measure import Feed, open_session
 
 LEAST_CORRELATION = 0.99
 """Of int8 with float32 logits, on each of the pairs below; layers return to float32 until then."""
@@ -94,7 +94,7 @@ def to_int8(
             models[stage.name] = stage.build()
         correlation, worst = judge.hold(models)
         step(f"int8 logits correlate with float32 by {correlation:.4f} at least")
-        if correlation >= LEAST_CORRELATION or attempt == _ATTEMPTS:
+        if worst is None or attempt == _ATTEMPTS:
             break
         blamed = next(stage for stage in stages if stage.name == worst)
         blamed.released = min(blamed.released + _RELEASED, len(blamed.order))
@@ -121,22 +121,27 @@ class _Judge:
 
     def __init__(self, reference: Reference) -> None:
         self._folder = reference.folder
-        pairs = reference.pairs[:: -(-len(reference.pairs) // _PAIRS)]
+        pairs = spread(reference.pairs, _PAIRS)
         self._image = [reference.feeds[GraphName.IMAGE_ENCODER][pair.image] for pair in pairs]
         self._text = [reference.feeds[GraphName.TEXT_ENCODER][pair.tokens] for pair in pairs]
-        self._features = [reference.feeds[GraphName.MASK_DECODER][pair.features] for pair in pairs]
+        self._features = spread(reference.feeds[GraphName.MASK_DECODER], _PAIRS)
         graph = reference.graph(GraphName.MASK_DECODER)
         proto = onnx.load(graph, load_external_data=False)
         self._decoder = open_session(proto, reference.folder)
         self._expected = self._decode(self._decoder, self._features)
 
-    def hold(self, models: Mapping[str, ir.Model]) -> tuple[float, GraphName]:
-        """Give the least correlation end to end, and the stage that by itself loses most."""
+    def hold(self, models: Mapping[str, ir.Model]) -> tuple[float, GraphName | None]:
+        """Give the least correlation end to end, and if that is too low the stage that loses most.
+
+        Each stage is then run among float32 ones.
+        """
         scenes = self._run(models[GraphName.IMAGE_ENCODER], self._image)
         texts = self._run(models[GraphName.TEXT_ENCODER], self._text)
         decoder = open_session(ir.to_proto(models[GraphName.MASK_DECODER]), self._folder)
         both = [{**scene, **text} for scene, text in zip(scenes, texts, strict=True)]
         correlation = self._correlation(decoder, both)
+        if correlation >= LEAST_CORRELATION:
+            return correlation, None
         alone = {
             GraphName.IMAGE_ENCODER: self._correlation(self._decoder, self._with(scenes)),
             GraphName.TEXT_ENCODER: self._correlation(self._decoder, self._with(texts)),
