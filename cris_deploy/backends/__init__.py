@@ -45,16 +45,17 @@ class Device(StrEnum):
 
 
 class Compute(StrEnum):
-    """Arithmetic a graph runs in; INT8 where the graph is quantised, its other parts in float.
+    """Arithmetic a graph runs in; INT8 where the graph is quantised, its other parts in float32.
 
-    What a bundle stores is a `Precision`. They differ where a runtime computes in another type than
-    the one stored: bfloat16 from float32 weights, say.
+    INT8_BF16 has its other parts in bfloat16. What a bundle stores is a `Precision`. They differ
+    where a runtime computes in another type than the one stored: bfloat16 from float32, say.
     """
 
     FP32 = "fp32"
     FP16 = "fp16"
     BF16 = "bf16"
     INT8 = "int8"
+    INT8_BF16 = "int8-bf16"
 
 
 class Graph(Protocol):
@@ -164,6 +165,9 @@ _REMEDIES: Final = {
     Compute.FP16: "export with --fp16, for a GPU",
     Compute.BF16: "it takes backend openvino and a CPU with bfloat16 instructions",
     Compute.INT8: "export with --int8 --calibration FILE",
+    Compute.INT8_BF16: (
+        "it takes an int8 bundle, backend openvino and a CPU with bfloat16 instructions"
+    ),
 }
 
 

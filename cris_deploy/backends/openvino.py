@@ -32,7 +32,12 @@ save half a second of loading per graph, so none are kept unless it is set."""
 REMEDIES = {Device.CUDA: "take backend tensorrt or onnxruntime, or device cpu"}
 
 # What float arithmetic is left to: OpenVINO's default is bfloat16 wherever the processor has it.
-_HINTS = {Compute.FP32: "f32", Compute.BF16: "bf16", Compute.INT8: "f32"}
+_HINTS = {
+    Compute.FP32: "f32",
+    Compute.BF16: "bf16",
+    Compute.INT8: "f32",
+    Compute.INT8_BF16: "bf16",
+}
 
 
 def devices() -> tuple[Device, ...]:
@@ -45,12 +50,12 @@ def computes(precision: Precision, device: Device) -> tuple[Compute, ...]:
     """Give the arithmetic for a stored precision, the one `auto` takes first.
 
     Float16 weights are computed in float32 by default, which can only be closer to the original.
+    Beside int8 layers bfloat16 is the default: its error is a tenth of theirs.
     """
+    has_bfloat16 = "BF16" in _module().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if precision is Precision.INT8:
-        return (Compute.INT8,)
-    capabilities = _module().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    bfloat = (Compute.BF16,) if "BF16" in capabilities else ()
-    return (Compute.FP32, *bfloat)
+        return (Compute.INT8_BF16, Compute.INT8) if has_bfloat16 else (Compute.INT8,)
+    return (Compute.FP32, Compute.BF16) if has_bfloat16 else (Compute.FP32,)
 
 
 def create(settings: Settings) -> Runtime:

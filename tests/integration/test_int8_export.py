@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from cris_deploy import Engine
+from cris_deploy.backends import Compute, Device
+from cris_deploy.backends.openvino import computes
 from cris_deploy.bundle import Bundle, GraphName, Precision
 from cris_deploy.errors import BackendError, InputError
 from cris_export import cli
@@ -52,6 +54,24 @@ def test_backends_agree(report: ExportReport) -> None:
     for mine, other in zip(*logits.values(), strict=True):
         # Integers are exact, but a value on the edge between two may fall to either side.
         assert np.corrcoef(mine.ravel(), other.ravel())[0, 1] > 0.998
+
+
+def test_bfloat16_between_int8_layers(report: ExportReport) -> None:
+    pytest.importorskip("openvino")
+    image, expression = DEMO / "scene.png", "the purple cross"
+    with Engine(report.bundle, backend="openvino", precision="int8") as engine:
+        expected = engine.segment(image, expression).logits
+        possible = computes(Precision.INT8, Device.CPU)
+    if Compute.INT8_BF16 not in possible:
+        with pytest.raises(BackendError, match="bfloat16 instructions"):
+            Engine(report.bundle, backend="openvino", precision="int8-bf16")
+        return
+    assert possible[0] is Compute.INT8_BF16
+    with Engine(report.bundle, backend="openvino") as engine:
+        assert engine.info.compute == "int8-bf16"
+        assert "int8-bf16 is this bundle's default here" in engine.info.reason
+        found = engine.segment(image, expression).logits
+    assert 1e-5 < 1 - np.corrcoef(found.ravel(), expected.ravel())[0, 1] < 2e-3
 
 
 def test_one_graph_serves_all(report: ExportReport) -> None:

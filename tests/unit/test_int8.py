@@ -10,7 +10,8 @@ from onnx import TensorProto
 from cris_deploy.errors import InputError
 from cris_export.int8.calibration import LEVELS, Observation, observe
 from cris_export.int8.equalise import equalise, find_moves
-from cris_export.int8.quantise import halve_maps, quantise, quantise_embedding, round_weight
+from cris_export.int8.quantise import halve_maps, quantise, quantise_embedding
+from cris_export.int8.rounding import round_weights
 from cris_export.int8.sites import find_sites, fold_weight_slices, residual_values
 from tests.onnx_graphs import graph, node, value
 
@@ -59,7 +60,8 @@ def quantised(proto, feeds, tmp_path):
     sites = find_sites(model)
     residuals = residual_values(model, sites)
     names = [site.source.name for site in sites if site.whole] + [v.name for v in residuals]
-    quantise(model, sites, residuals, observe(path, feeds, names, "test"))
+    seen = observe(path, feeds, names, "test")
+    quantise(model, sites, residuals, seen, round_weights(sites, seen))
     return model
 
 
@@ -238,16 +240,8 @@ def test_step_balances_rounding_and_clipping():
     best = min(error(step) for step in np.geomspace(50 / LEVELS / 20, 50 / LEVELS, 300))
     assert error(seen.step()) < 1.05 * best
     assert seen.step() < 50 / LEVELS / 2
-
-
-def test_weights_round_to_half_a_step():
-    weight = floats(6, 5, 3, 3)
-    weight[2] = 0
-    integers, steps = round_weight(weight, 0)
-    assert integers.dtype == np.int8
-    error = np.abs(integers * steps[:, None, None, None] - weight)
-    assert (error <= steps[:, None, None, None] * 0.5001).all()
-    assert np.abs(integers).max(axis=(1, 2, 3)).tolist() == [127, 127, 0, 127, 127, 127]
+    assert seen.step(margin=1.25) == pytest.approx(1.25 * seen.step())
+    assert seen.step(margin=1e3) == pytest.approx(50 / LEVELS)  # nothing larger was seen
 
 
 def test_embedding_rows_have_their_own_step():

@@ -36,23 +36,27 @@ class Observation:
         channels: Largest magnitude per channel: axis 1 of a picture (n, C, h, w), else the last.
         sums: Sum per channel.
         number: Values per channel.
+        products: Sum over positions of the products of all channels with each other, (C, C); None
+            if it was not asked for.
     """
 
     counts: NDArray[np.int64]
     channels: NDArray[np.float32]
     sums: NDArray[np.float64]
     number: int
+    products: NDArray[np.float64] | None = None
 
     @property
     def means(self) -> NDArray[np.float64]:
         """Mean per channel."""
         return self.sums / self.number
 
-    def step(self, levels: int = LEVELS) -> float:
+    def step(self, levels: int = LEVELS, margin: float = 1.0) -> float:
         """The step size of least mean squared error, rounding and clipping together.
 
         Args:
             levels: Steps from zero to where the range ends.
+            margin: What the step is multiplied by, as far as the largest value seen needs it.
         """
         filled = np.flatnonzero(self.counts)
         if not len(filled) or _CENTRES[filled[-1]] == 0:
@@ -61,7 +65,7 @@ class Observation:
         counts = self.counts[filled]
         steps = float(self.channels.max()) / levels * _FRACTIONS
         errors = [float(counts @ _squared_error(values, step, levels)) for step in steps]
-        return float(steps[int(np.argmin(errors))])
+        return min(float(steps[int(np.argmin(errors))]) * margin, float(steps[-1]))
 
     @property
     def noise(self) -> float:
@@ -73,7 +77,11 @@ class Observation:
 
 
 def observe(
-    model: Path, feeds: Sequence[Feed], names: Iterable[str], what: str
+    model: Path,
+    feeds: Sequence[Feed],
+    names: Iterable[str],
+    what: str,
+    products: Iterable[str] = (),
 ) -> dict[str, Observation]:
     """Run a graph on samples and watch some of its tensors.
 
@@ -82,6 +90,7 @@ def observe(
         feeds: One mapping of input names to arrays per sample.
         names: The tensors, graph inputs among them.
         what: For the progress bar.
+        products: Tensors whose products of channels are wanted, too.
 
     Returns:
         Tensor name -> Observation.
@@ -91,7 +100,8 @@ def observe(
     """
     import onnxruntime
 
-    wanted = sorted(set(names))
+    multiplied = set(products)
+    wanted = sorted({*names, *multiplied})
     if not wanted:  # asked for no outputs, a session gives all
         return {}
     proto = onnx.load(model, load_external_data=False)
@@ -112,11 +122,14 @@ def observe(
     for feed in tqdm(feeds, what, leave=False, disable=None):
         values = dict(zip(outputs, session.run(outputs, dict(feed)), strict=True))
         for name in wanted:
-            _watch(seen, name, values[name] if name in values else feed[name])
+            value = values[name] if name in values else feed[name]
+            _watch(seen, name, value, name in multiplied)
     return seen
 
 
-def _watch(seen: dict[str, Observation], name: str, value: NDArray[np.float32]) -> None:
+def _watch(
+    seen: dict[str, Observation], name: str, value: NDArray[np.float32], multiplied: bool
+) -> None:
     magnitude = np.abs(np.ascontiguousarray(value, dtype=np.float32))
     axes = (0, 2, 3) if value.ndim == 4 else tuple(range(value.ndim - 1))
     channels = magnitude.max(axis=axes)
@@ -129,14 +142,19 @@ def _watch(seen: dict[str, Observation], name: str, value: NDArray[np.float32]) 
     counts = np.bincount(bins, minlength=_BINS)
     sums = value.sum(axis=axes, dtype=np.float64)
     number = value.size // len(channels)
+    rows = value.reshape(-1, value.shape[-1]).astype(np.float64) if multiplied else None
+    products = None if rows is None else rows.T @ rows
     if name not in seen:
-        seen[name] = Observation(counts, channels, sums, number)
+        seen[name] = Observation(counts, channels, sums, number, products)
         return
     known = seen[name]
     known.counts += counts
     known.sums += sums
     known.number += number
     np.maximum(known.channels, channels, out=known.channels)
+    if products is not None:
+        assert known.products is not None
+        known.products += products
 
 
 def _squared_error(values: NDArray[np.float64], step: float, levels: int) -> NDArray[np.float64]:

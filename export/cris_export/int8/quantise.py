@@ -13,8 +13,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from cris_export.int8.calibration import LEVELS, Observation
+from cris_export.int8.rounding import Rounded, round_weight
 from cris_export.int8.sites import Site, drop_unused_weights, new_weight
 
+# Room for what the samples did not show. A matrix's largest values are few and steer attentions:
+# clipping those of an unseen expression costs more than a coarser step. In a picture they are many.
+_MATRIX_MARGIN = 1.25
 # Numbers in a constant from which its size matters.
 _MAP = 1 << 16
 
@@ -24,6 +28,7 @@ def quantise(
     sites: Sequence[Site],
     residuals: Sequence[ir.Value],
     seen: Mapping[str, Observation],
+    rounded: Mapping[str, Rounded],
 ) -> None:
     """Let layers compute in int8, in place.
 
@@ -31,12 +36,13 @@ def quantise(
         model: A float32 graph.
         sites: The layers.
         residuals: More values to be rounded.
-        seen: Observations of each site's source and of each residual, by name.
+        seen: Observations of each whole site's source and of each residual, by name.
+        rounded: Every site's weight, by the weight's name.
     """
     weights: dict[ir.Value, ir.Value] = {}
     for site in sites:
         if site.weight not in weights:
-            weights[site.weight] = _round_weight(model, site)
+            weights[site.weight] = _store_weight(model, site, rounded[site.weight.name or ""])
     layers: dict[ir.Value, list[Site]] = {}
     for site in sites:
         if site.whole:
@@ -45,13 +51,16 @@ def quantise(
         observation = seen[value.name or ""]
         if value in layers and _can_be_centred(value, layers[value]):
             middle = LEVELS * observation.step(2 * LEVELS)
-            _round_centred(model, value, layers[value], middle)
+            _round_centred(model, value, layers[value], middle, rounded)
         else:
             readers = [(user, index) for user, index in value.uses()]
-            _round_activation(model, value, observation.step(), readers)
+            is_picture = value.shape is not None and len(value.shape) == 4
+            step = observation.step(margin=1.0 if is_picture else _MATRIX_MARGIN)
+            _round_activation(model, value, step, readers)
     for site in sites:
         if site.whole and site.node.op_type == "Conv":
-            _correct_mean(model, site, seen[site.source.name or ""].means)
+            means = seen[site.source.name or ""].means
+            _correct_mean(model, site, means, rounded[site.weight.name or ""])
     for site in sites:
         site.node.replace_input_with(1, weights[site.weight])
     drop_unused_weights(model)
@@ -72,9 +81,9 @@ def quantise_embedding(model: ir.Model) -> None:
         ):
             continue
         assert table.const_value is not None
-        integers, steps = round_weight(table.const_value.numpy(), 0)
-        small = new_weight(model, ir.tensor(integers), f"{table.name}_int8")
-        scale = new_weight(model, ir.tensor(steps), f"{table.name}_step")
+        rows_rounded = round_weight(table.const_value.numpy(), 0)
+        small = new_weight(model, ir.tensor(rows_rounded.integers), f"{table.name}_int8")
+        scale = new_weight(model, ir.tensor(rows_rounded.steps), f"{table.name}_step")
         last = new_weight(model, ir.tensor(np.array([-1])), f"{table.name}_axis")
         result, indices = node.outputs[0], node.inputs[1]
         rows = ir.node("Gather", [small, indices], name=f"{node.name}_int8")
@@ -118,17 +127,6 @@ def halve_maps(model: ir.Model) -> None:
     drop_unused_weights(model)
 
 
-def round_weight(
-    weight: NDArray[np.float32], axis: int
-) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """A weight as integers of -127 to 127, and their step size per index of one axis."""
-    others = tuple(i for i in range(weight.ndim) if i != axis)
-    steps = np.abs(weight).max(axis=others, keepdims=True) / LEVELS
-    steps = np.where(steps > 0, steps, 1).astype(np.float32)
-    integers = np.clip(np.rint(weight / steps), -LEVELS, LEVELS).astype(np.int8)
-    return integers, steps.ravel()
-
-
 def _can_be_centred(value: ir.Value, sites: Sequence[Site]) -> bool:
     """True for the result of a ReLU that only convolutions read, directly or cut in parts."""
     if not all(site.node.op_type == "Conv" and _constant_is_small(site) for site in sites):
@@ -154,7 +152,13 @@ def _constant_is_small(site: Site) -> bool:
     return stored * 4 <= int(np.prod(weight.numpy()))
 
 
-def _round_centred(model: ir.Model, value: ir.Value, sites: Sequence[Site], middle: float) -> None:
+def _round_centred(
+    model: ir.Model,
+    value: ir.Value,
+    sites: Sequence[Site],
+    middle: float,
+    rounded: Mapping[str, Rounded],
+) -> None:
     """Round x - m instead of x, for x from 0 to 2 m, so that none of the 255 integers lies idle.
 
     A convolution is linear: conv(x) = conv(x - m) + m conv(1). The second summand is constant, with
@@ -169,10 +173,12 @@ def _round_centred(model: ir.Model, value: ir.Value, sites: Sequence[Site], midd
     readers = [(site.node, 0) for site in sites]
     _round_activation(model, centred, middle / LEVELS, readers)
     for site in sites:
-        _add_constant(model, site, middle)
+        _add_constant(model, site, middle, rounded[site.weight.name or ""])
 
 
-def _correct_mean(model: ir.Model, site: Site, means: NDArray[np.float64]) -> None:
+def _correct_mean(
+    model: ir.Model, site: Site, means: NDArray[np.float64], rounded: Rounded
+) -> None:
     """Take back what the rounding of the weights adds to the mean of each output channel.
 
     After a ReLU most of a signal's power is its mean, and the weights' error times a mean is an
@@ -180,20 +186,14 @@ def _correct_mean(model: ir.Model, site: Site, means: NDArray[np.float64]) -> No
     """
     assert site.weight.const_value is not None
     weight = site.weight.const_value.numpy()
-    error = (weight - _rounded(weight, site)).sum(axis=(2, 3))
+    error = (weight - rounded.values).sum(axis=(2, 3))
     _add_bias(model, site.node, error @ means)
 
 
-def _rounded(weight: NDArray[np.float32], site: Site) -> NDArray[np.float64]:
-    integers, steps = round_weight(weight, site.outputs)
-    return integers.astype(np.float64) * steps[:, None, None, None]
-
-
-def _add_constant(model: ir.Model, site: Site, middle: float) -> None:
+def _add_constant(model: ir.Model, site: Site, middle: float, rounded: Rounded) -> None:
     """Add what the subtracted middle would have given."""
     node = site.node
-    assert site.weight.const_value is not None
-    weight = _rounded(site.weight.const_value.numpy(), site)
+    weight = rounded.values
     pads = _pads(node)
     if not any(pads):
         _add_bias(model, node, middle * weight.sum(axis=(1, 2, 3)))
@@ -273,14 +273,12 @@ def _insert_after(model: ir.Model, value: ir.Value, *nodes: ir.Node) -> None:
         model.graph.insert_after(producer, nodes)
 
 
-def _round_weight(model: ir.Model, site: Site) -> ir.Value:
-    assert site.weight.const_value is not None
-    integers, steps = round_weight(site.weight.const_value.numpy(), site.outputs)
-    name = site.weight.name
+def _store_weight(model: ir.Model, site: Site, rounded: Rounded) -> ir.Value:
+    name, steps = site.weight.name, rounded.steps
     up = ir.node(
         "DequantizeLinear",
         [
-            new_weight(model, ir.tensor(integers), f"{name}_int8"),
+            new_weight(model, ir.tensor(rounded.integers), f"{name}_int8"),
             new_weight(model, ir.tensor(steps), f"{name}_step"),
             new_weight(model, ir.tensor(np.zeros(len(steps), np.int8)), f"{name}_zero"),
         ],

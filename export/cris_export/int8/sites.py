@@ -29,8 +29,8 @@ class Site:
         outputs: Axis of the output channels in the weight.
         inputs: Axis of the input channels in the weight.
         whole: False if only the weight is stored in int8 and the layer computes in float32: what
-            reads a sentence or its words from outside, and a Gemm, which ends the text encoder's
-            attentions, have little to compute and steer all that follows.
+            reads a sentence or its words from outside has little to compute and steers all that
+            follows.
     """
 
     node: ir.Node
@@ -66,8 +66,7 @@ def find_sites(model: ir.Model) -> list[Site]:
             outputs, inputs = inputs, outputs
         sizes = weight.shape.numpy()
         if min(sizes[outputs], sizes[inputs]) >= LEAST_CHANNELS:
-            inner = source.producer() is not None or _is_picture(source)
-            whole = inner and node.op_type != "Gemm"
+            whole = source.producer() is not None or _is_picture(source)
             sites.append(Site(node, source, weight, outputs, inputs, whole))
     return sites
 
