@@ -5,13 +5,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from cris_deploy.errors import DataError, ImageError
-from cris_deploy.image import decode, letterbox, normalise
+from cris_deploy.image import Letterbox, decode, letterbox, normalise
 from cris_deploy.mask import mask_from_logits
-from cris_train.data.dataset import THRESHOLD, ReferData, TargetSampling, mask_target
+from cris_train.data.batch import pack, unpack_on_device
+from cris_train.data.dataset import ReferData
 from cris_train.data.refer import read_split
 from cris_train.data.scenes_to_refer import write_scenes
+from cris_train.data.target import THRESHOLD, TargetSampling, mask_target
 from cris_train.model import CrisConfig
 
 CONFIG = CrisConfig.tiny()
@@ -29,50 +32,51 @@ def data(folder: Path) -> ReferData:
     return ReferData(read_split(folder, "train"), CONFIG)
 
 
-def test_batch_shapes_and_ranges(data: ReferData) -> None:
-    batches = list(data.batches(4, 3, np.random.default_rng(0)))
-    assert len(batches) == len(data) // 4
-    batch = batches[0]
-    assert batch.image.shape == (4, 3, 64, 64)
-    assert batch.tokens.shape == (12, 17)
-    assert batch.target.shape == (12, 1, 16, 16)
+def test_a_sample_is_a_picture_with_its_expressions(data: ReferData) -> None:
+    image = data.images[0]
+    sample = data.sample(0, [(1, 0), (0, 1), (1, 0)])
+    first, second = image.objects[1], image.objects[0]
+    said = [first.expressions[0], second.expressions[1], first.expressions[0]]
+    assert np.array_equal(sample.square, letterbox(decode(image.path), 64))
+    assert np.array_equal(sample.tokens, [data.tokens(text) for text in said])
+    wanted = mask_target(image.mask(second), 64, TargetSampling.COVERAGE)
+    # Kept in steps of 1/255, so half a step off at most.
+    assert np.abs(sample.target[1] / 255 - wanted).max() <= 0.5 / 255 + 1e-6
+    assert np.array_equal(sample.target[0], sample.target[2])
+    assert (sample.target.max(axis=(1, 2)) > 127).all()
+    assert sample.name == image.path.name
+
+
+def test_a_batch_is_normalised_as_in_deployment(data: ReferData) -> None:
+    samples = [data.sample(index, [(0, 0), (0, 0)]) for index in range(3)]
+    batch = pack(samples).unpack()
+    assert batch.image.shape == (3, 3, 64, 64)
+    assert batch.tokens.shape == (6, 17)
+    assert batch.target.shape == (6, 1, 16, 16)
     assert str(batch.image.dtype) == str(batch.target.dtype) == "torch.float32"
     assert str(batch.tokens.dtype) == "torch.int64"
-    assert batch.target.min() >= 0
     assert batch.target.max() <= 1
-    assert (batch.target.amax(dim=(1, 2, 3)) > 0.5).all()  # every object is in its target
+    assert batch.names == tuple(image.path.name for image in data.images[:3])
+    for picture, image in zip(batch.image.numpy(), data.images, strict=False):
+        assert np.array_equal(picture, normalise(letterbox(decode(image.path), 64)))
 
 
-def test_pictures_are_the_deployed_ones(data: ReferData, folder: Path) -> None:
-    image = data.images[0]
-    square = letterbox(decode(image.path), 64)
-    assert np.array_equal(data.square(0), square)
-    batch = next(iter(data.batches(len(data), 1, np.random.default_rng(0))))
-    assert any(np.array_equal(picture, normalise(square)) for picture in batch.image.numpy())
+def test_the_way_to_a_device_gives_the_same_floats(data: ReferData) -> None:
+    packed = pack([data.sample(index, [(0, 0)]) for index in range(2)])
+    here = packed.unpack()
+    there = unpack_on_device(packed, torch.device("cpu"))
+    assert torch.equal(here.image, there.image)
+    assert torch.equal(here.target, there.target)
+    assert there.image.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_same_generator_same_batches(data: ReferData) -> None:
-    first, again, other = (
-        next(iter(data.batches(4, 3, np.random.default_rng(seed)))) for seed in (1, 1, 2)
-    )
-    assert np.array_equal(first.tokens, again.tokens)
-    assert not np.array_equal(first.tokens, other.tokens)
-
-
-def test_a_picture_comes_with_its_own_expressions(data: ReferData) -> None:
-    known = {
-        data.square(index).tobytes(): {
-            data.tokens(said).tobytes()
-            for item in data.images[index].objects
-            for said in item.expressions
-        }
-        for index in range(len(data))
-    }
-    pictures = {normalise(data.square(i)).tobytes(): data.square(i).tobytes() for i in range(10)}
-    for batch in data.batches(2, 3, np.random.default_rng(3)):
-        for row, tokens in enumerate(batch.tokens.numpy()):
-            square = pictures[batch.image[row // 3].numpy().tobytes()]
-            assert tokens.tobytes() in known[square]
+def test_without_a_cache_every_read_is_fresh(folder: Path) -> None:
+    split = read_split(folder, "train")
+    for cache in (True, False):
+        kept = ReferData(split, CONFIG, cache=cache)
+        first, again = kept.square(0), kept.square(0)
+        assert (first is again) is cache
+        assert np.array_equal(first, again)
 
 
 def test_tokens_of_clip_cut_as_the_reference_does(data: ReferData) -> None:
@@ -122,10 +126,22 @@ def test_nearest_takes_every_fourth_pixel() -> None:
     assert np.array_equal(mask_target(mask, 64, TargetSampling.NEAREST) > 0, mask[::4, ::4])
 
 
+@pytest.mark.parametrize("size", [64, 160, 416])
+def test_nearest_takes_every_fourth_pixel_of_the_letterbox(size: int) -> None:
+    rng = np.random.default_rng(size)
+    for height, width in ((480, 640), (333, 500), (61, 45), (97, 416)):
+        mask = rng.random((height, width)) < 0.5
+        square = cv2.warpAffine(
+            mask.astype(np.float32), Letterbox(height, width, size).matrix, (size, size)
+        )
+        target = mask_target(mask, size, TargetSampling.NEAREST)
+        assert np.array_equal(target > 0, square[::4, ::4] > 0.5)
+
+
 def test_pictures_absent_or_of_another_size(folder: Path, tmp_path: Path) -> None:
     split = read_split(folder, "train", images=tmp_path)
     with pytest.raises(ImageError, match="does not exist"):
         ReferData(split, CONFIG).square(0)
     cv2.imwrite(str(split[0].path), np.zeros((20, 30, 3), np.uint8))
-    with pytest.raises(DataError, match=r"30x20, instances\.json says"):
+    with pytest.raises(DataError, match=r"30x20, its masks are"):
         ReferData(split, CONFIG).square(0)

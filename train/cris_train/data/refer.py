@@ -5,16 +5,24 @@ from __future__ import annotations
 import io
 import json
 import pickle
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import cv2
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 from pycocotools import mask as coco_mask
 
 from cris_deploy.errors import DataError
+from cris_train.data.pictures import find_folder
+
+INSTANCES_FILE = "instances.json"
+# What Pillow raises for a file that is damaged, too large or no picture.
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -23,15 +31,18 @@ class ReferObject:
 
     Attributes:
         ref_id: Its number in the data set.
-        segmentation: As in instances.json: polygons, run lengths or compressed run lengths.
+        segmentation: Polygons, run lengths or compressed run lengths as in instances.json, or the
+            file of a mask (non-zero is the object).
         expressions: What was said, as published (lower case).
         sentence_ids: The number of each expression.
+        origin: Where it was written down, for messages; its number if empty.
     """
 
     ref_id: int
     segmentation: Any
     expressions: tuple[str, ...]
     sentence_ids: tuple[int, ...]
+    origin: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,10 +58,16 @@ class ReferImage:
         """The object's mask at image size, (H, W) bool.
 
         Raises:
-            DataError: its segmentation is not polygons or run lengths of that size.
+            DataError: it is empty, of another size, or cannot be read.
         """
-        name = f"reference {item.ref_id}"
-        return decode_segmentation(item.segmentation, self.height, self.width, name)
+        name = f"{item.origin or f'reference {item.ref_id}'} ({self.path.name})"
+        if isinstance(item.segmentation, Path):
+            mask = read_mask(item.segmentation, self.height, self.width, name)
+        else:
+            mask = decode_segmentation(item.segmentation, self.height, self.width, name)
+        if not mask.any():
+            raise DataError(f"{name}: the mask is empty: draw the object, or remove the reference")
+        return mask
 
 
 def read_split(
@@ -62,52 +79,144 @@ def read_split(
         root: Folder with `refs(<split_by>).p` and `instances.json`.
         split: "train", "val", "testA", ...
         split_by: Who made the splits: "unc", "umd" or "google".
-        images: Folder of the pictures; `root/images` if not given.
+        images: Folder of the pictures; if not given, they are looked for in the usual places.
 
     Returns:
         The pictures of the split, in the order of their first reference. Their files are looked at
         only when they are used.
 
     Raises:
-        DataError: a file is missing, unreadable, of another format, or holds code; or the split is
-            empty.
+        DataError: a file is missing, unreadable, of another format, holds code, or contradicts
+            itself; or the split is empty.
     """
+    return pick(read_splits(root, split_by=split_by, images=images), split, Path(root))
+
+
+def read_splits(
+    root: str | Path, *, split_by: str = "unc", images: Path | None = None
+) -> dict[str, tuple[ReferImage, ...]]:
+    """Read all splits; as `read_split`."""
     root = Path(root)
-    references = load_references(root / f"refs({split_by}).p")
-    instances = _load_json(root / "instances.json")
-    folder = images if images is not None else root / "images"
+    path = root / refs_name(split_by)
+    references = load_references(path)
+    instances = _load_json(root / INSTANCES_FILE)
     try:
-        known = {entry["id"]: entry for entry in instances["images"]}
-        annotations = {entry["id"]: entry for entry in instances["annotations"]}
-        grouped: dict[int, list[ReferObject]] = {}
-        for reference in references:
-            if reference["split"] != split:
-                continue
-            sentences = reference["sentences"]
-            item = ReferObject(
-                int(reference["ref_id"]),
-                annotations[reference["ann_id"]]["segmentation"],
-                tuple(str(sentence["sent"]) for sentence in sentences),
-                tuple(int(sentence["sent_id"]) for sentence in sentences),
-            )
-            grouped.setdefault(reference["image_id"], []).append(item)
-        pictures = tuple(
-            ReferImage(
-                folder / known[image_id]["file_name"],
-                int(known[image_id]["height"]),
-                int(known[image_id]["width"]),
-                tuple(objects),
-            )
-            for image_id, objects in grouped.items()
-        )
+        faults = find_faults(references, instances)
+        if faults:
+            more = f" (and {len(faults) - 1} more faults: cris-data check)" if faults[1:] else ""
+            raise DataError(f"{path}: {faults[0]}{more}")
+        return _group(root, references, instances, images)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
             f"{root} is not in RefCOCO's format: {type(error).__name__} {error}; "
             "use the published refs and instances files unchanged"
         ) from error
-    if not pictures:
-        raise DataError(f"{root} has no references in split {split!r}: check the split's name")
-    return pictures
+
+
+def pick(
+    splits: Mapping[str, tuple[ReferImage, ...]], split: str, root: Path
+) -> tuple[ReferImage, ...]:
+    """A split by its name.
+
+    Raises:
+        DataError: there is none of that name.
+    """
+    if split not in splits:
+        known = ", ".join(splits) or "none at all"
+        raise DataError(f"{root} has no references in split {split!r}: it has {known}")
+    return splits[split]
+
+
+def refs_name(split_by: str) -> str:
+    """Name of the file of references."""
+    return f"refs({split_by}).p"
+
+
+def _group(
+    root: Path,
+    references: Sequence[Mapping[str, Any]],
+    instances: Mapping[str, Any],
+    images: Path | None,
+) -> dict[str, tuple[ReferImage, ...]]:
+    known = {entry["id"]: entry for entry in instances["images"]}
+    annotations = {entry["id"]: entry for entry in instances["annotations"]}
+    grouped: dict[str, dict[int, list[ReferObject]]] = {}
+    for reference in references:
+        sentences = reference["sentences"]
+        item = ReferObject(
+            int(reference["ref_id"]),
+            annotations[reference["ann_id"]]["segmentation"],
+            tuple(str(sentence["sent"]) for sentence in sentences),
+            tuple(int(sentence["sent_id"]) for sentence in sentences),
+        )
+        pictures = grouped.setdefault(str(reference["split"]), {})
+        pictures.setdefault(reference["image_id"], []).append(item)
+    first = str(known[references[0]["image_id"]]["file_name"]) if references else ""
+    folder = find_folder(root, first, images)
+    return {
+        split: tuple(
+            ReferImage(
+                folder / known[number]["file_name"],
+                int(known[number]["height"]),
+                int(known[number]["width"]),
+                tuple(objects),
+            )
+            for number, objects in pictures.items()
+        )
+        for split, pictures in grouped.items()
+    }
+
+
+def find_faults(
+    references: Sequence[Mapping[str, Any]], instances: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """What contradicts itself, one sentence a kind: ids twice, references that lead nowhere.
+
+    Raises:
+        KeyError, TypeError: they are not in RefCOCO's format.
+    """
+    images = [entry["id"] for entry in instances["images"]]
+    annotations = [entry["id"] for entry in instances["annotations"]]
+    numbers = [reference["ref_id"] for reference in references]
+    sentences = [said["sent_id"] for reference in references for said in reference["sentences"]]
+    known_images, known_annotations = set(images), set(annotations)
+    same = "use refs and instances.json of one download"
+    found = (
+        (_twice(images), "image ids are twice in instances.json", "fetch it again"),
+        (_twice(annotations), "annotation ids are twice in instances.json", "fetch it again"),
+        (_twice(numbers), "ref_ids are there twice", "fetch it again, or number them anew"),
+        (_twice(sentences), "sent_ids are there twice", "fetch it again, or number them anew"),
+        (
+            [r["ref_id"] for r in references if r["ann_id"] not in known_annotations],
+            "references (ref_id) name an annotation that instances.json does not have",
+            same,
+        ),
+        (
+            [r["ref_id"] for r in references if r["image_id"] not in known_images],
+            "references (ref_id) name an image that instances.json does not have",
+            same,
+        ),
+        (
+            [r["ref_id"] for r in references if not r["sentences"]],
+            "references (ref_id) have no sentence",
+            "add one, or remove them",
+        ),
+    )
+    return tuple(
+        f"{len(wrong):,} {what}: {listed(wrong)}; {remedy}"
+        for wrong, what, remedy in found
+        if wrong
+    )
+
+
+def _twice(numbers: Sequence[Any]) -> list[Any]:
+    return [number for number, count in Counter(numbers).items() if count > 1]
+
+
+def listed(things: Sequence[object], most: int = 3) -> str:
+    """The first few things as text."""
+    dots = ", ..." if len(things) > most else ""
+    return ", ".join(str(thing) for thing in things[:most]) + dots
 
 
 def load_references(path: Path) -> list[Mapping[str, Any]]:
@@ -157,13 +266,39 @@ def decode_segmentation(
             rle = coco_mask.frPyObjects(segmentation, height, width)
         else:
             rle = segmentation
-        mask = coco_mask.decode(rle).astype(np.bool_)
+        # (W, H) in memory, because run lengths go by column; OpenCV turns it faster than NumPy.
+        mask = cv2.transpose(coco_mask.decode(rle).T).view(np.bool_)
     except Exception as error:  # pycocotools raises bare Exception
         raise DataError(f"{name}: segmentation is not polygons or run lengths: {error}") from error
     if mask.shape != (height, width):
         raise DataError(
             f"{name}: mask is {mask.shape[1]}x{mask.shape[0]}, picture is {width}x{height}: "
-            "do instances.json and refs belong together?"
+            "do they belong together?"
+        )
+    return np.asarray(mask)
+
+
+def read_mask(path: Path, height: int, width: int, name: str) -> npt.NDArray[np.bool_]:
+    """Read a mask file: non-zero is the object. (height, width) bool.
+
+    Grey and palette pictures count by value (an index of 0 is background), colours by any channel;
+    alpha is ignored.
+
+    Raises:
+        DataError: it cannot be read, or is of another size.
+    """
+    try:
+        with Image.open(path) as picture:
+            values = np.asarray(picture)
+            if picture.mode in ("LA", "PA", "RGBA"):
+                values = values[:, :, :-1]
+    except UNREADABLE as error:
+        raise DataError(f"{name}: mask {path} cannot be read: {error}; save it again") from error
+    mask = values.any(axis=2) if values.ndim == 3 else values != 0
+    if mask.shape != (height, width):
+        raise DataError(
+            f"{name}: mask {path} is {mask.shape[1]}x{mask.shape[0]}, picture is "
+            f"{width}x{height}: do they belong together?"
         )
     return np.asarray(mask)
 

@@ -1,0 +1,139 @@
+"""Samples, batches of bytes, and batches as the model is fed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from cris_deploy import image as images
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B pictures with k expressions each.
+
+    Attributes:
+        image: (B, 3, S, S) float32, letterboxed and normalised.
+        tokens: (B * k, L) int64, the k expressions of a picture in a row.
+        target: (B * k, 1, S/4, S/4) float32, 0 to 1.
+        names: The B file names, so that a bad step can be traced to its pictures.
+    """
+
+    image: Tensor
+    tokens: Tensor
+    target: Tensor
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture with k of its expressions.
+
+    Attributes:
+        square: (S, S, 3) uint8 RGB, letterboxed.
+        tokens: (k, L) int64.
+        target: (k, S/4, S/4) uint8, 255 is one.
+        name: File name of the picture.
+    """
+
+    square: npt.NDArray[np.uint8]
+    tokens: npt.NDArray[np.int64]
+    target: npt.NDArray[np.uint8]
+    name: str
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """B pictures with k expressions each, as bytes: a quarter of the floats.
+
+    NumPy arrays: torch would hand tensors between processes through /dev/shm (see `rows.Ring`).
+
+    Attributes:
+        square: (B, S, S, 3) uint8 RGB, letterboxed.
+        tokens: (B * k, L) int64, the k expressions of a picture in a row.
+        target: (B * k, 1, S/4, S/4) uint8, 255 is one.
+        names: The B file names.
+    """
+
+    square: npt.NDArray[np.uint8]
+    tokens: npt.NDArray[np.int64]
+    target: npt.NDArray[np.uint8]
+    names: tuple[str, ...]
+
+    def unpack(self, device: torch.device | str = "cpu") -> Batch:
+        """Normalise to what the model is fed, on `device`: deployment's values, bit for bit.
+
+        The picture is contiguous on a CPU, and in channels-last memory elsewhere.
+        """
+        place = torch.device(device)
+        if place.type != "cpu":
+            return unpack_on_device(self, place)
+        count, side = self.square.shape[:2]
+        # NumPy's memory, not torch's: it asks for huge pages, and half the time is page faults.
+        every = np.empty((count, 3, side, side), np.float32)
+        tables = _picture_values().numpy().reshape(3, 256)
+        for planes, square in zip(every, self.square, strict=True):
+            for plane, channel, table in zip(planes, cv2.split(square), tables, strict=True):
+                cv2.LUT(channel, table, dst=plane)
+        return Batch(
+            torch.from_numpy(every),
+            torch.from_numpy(self.tokens),
+            _target_values()[torch.from_numpy(self.target).int()],
+            self.names,
+        )
+
+
+def unpack_on_device(packed: PackedBatch, device: torch.device) -> Batch:
+    """As `PackedBatch.unpack`: bytes go over, the device looks up floats. Works on a CPU, too."""
+    channel = torch.arange(0, 3 * 256, 256, dtype=torch.int32, device=device)
+    # These copies end before the loader can use their memory again.
+    square = torch.from_numpy(packed.square).to(device)
+    target = torch.from_numpy(packed.target).to(device)
+    # NHWC -> NCHW. Tables, because devices divide by a constant in ways of their own.
+    image = _picture_values().to(device)[square.int() + channel].permute(0, 3, 1, 2)
+    return Batch(
+        image,
+        torch.from_numpy(packed.tokens).to(device),
+        _target_values().to(device)[target.int()],
+        packed.names,
+    )
+
+
+def pack(samples: Sequence[Sample], squares: npt.NDArray[np.uint8] | None = None) -> PackedBatch:
+    """Stack B samples of k expressions.
+
+    Args:
+        samples: At least one.
+        squares: (B, S, S, 3) uint8 to put the squares into; the batch is then without them.
+    """
+    if squares is None:
+        square = np.stack([sample.square for sample in samples])
+    else:
+        np.stack([sample.square for sample in samples], out=squares)
+        square = np.empty((0, *squares.shape[1:]), np.uint8)
+    return PackedBatch(
+        square,
+        np.concatenate([sample.tokens for sample in samples]),
+        np.concatenate([sample.target for sample in samples])[:, None],
+        tuple(sample.name for sample in samples),
+    )
+
+
+@cache
+def _picture_values() -> Tensor:
+    """What deployment's `normalise` makes of each value, (3 * 256,) float32, red first."""
+    every = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
+    return torch.from_numpy(images.normalise(every).reshape(-1))
+
+
+@cache
+def _target_values() -> Tensor:
+    """(256,) float32, 0 to 1."""
+    return torch.from_numpy(np.arange(256, dtype=np.float32) / np.float32(255))
