@@ -1,6 +1,7 @@
 """mIoU, oIoU and precision on cases counted by hand."""
 
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -52,8 +53,24 @@ def test_empty_masks() -> None:
 def test_nothing_measured_is_nan() -> None:
     assert math.isnan(MaskMetrics().mean_iou)
     assert math.isnan(MaskMetrics().overall_iou)
+    assert all(math.isnan(share) for share in MaskMetrics().precision.values())
 
 
 def test_other_sizes_are_an_error() -> None:
     with pytest.raises(ValueError, match="broadcast"):
         MaskMetrics().add(np.zeros((4, 5), bool), np.zeros((4, 6), bool))
+
+
+def test_merged_parts_are_the_whole() -> None:
+    pairs = [(strip(0, stop), strip(0, 100)) for stop in (10, 40, 55, 85, 95)]
+    whole, parts = MaskMetrics(), [MaskMetrics() for _ in range(3)]
+    for index, pair in enumerate(pairs):
+        whole.add(*pair)
+        parts[index // 2].add(*pair)
+    # As they come from other processes.
+    first, *others = [pickle.loads(pickle.dumps(part)) for part in parts]
+    merged = first.merge(others)
+    assert merged == whole
+    assert merged.overall_iou == (10 + 40 + 55 + 85 + 95) / 500
+    assert len(first.ious) == 2
+    assert MaskMetrics().merge([whole, MaskMetrics()]) == whole

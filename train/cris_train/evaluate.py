@@ -1,62 +1,123 @@
-"""Validation: every expression of every object, through the mask step of deployment."""
+"""Evaluation: every expression of every object, by whatever gives masks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
-import torch
+import numpy.typing as npt
 
-from cris_deploy import image as images
-from cris_deploy.mask import mask_from_logits
-from cris_train.data.dataset import ReferData
+from cris_deploy.errors import CrisError, DataError, ExpressionError, ImageError
+from cris_deploy.text import clean
+from cris_train.data.refer import ReferImage, ReferObject
 from cris_train.metrics import MaskMetrics
-from cris_train.model import Cris
 
-# An image's expressions are run together, in parts of this many.
-CHUNK = 16
+Mask = npt.NDArray[np.bool_]
+
+
+class Segmenter(Protocol):
+    """What is measured: a checkpoint's model or an exported engine (`segmenters.py`)."""
+
+    def __call__(self, image: ReferImage, expressions: Sequence[str]) -> list[Mask]:
+        """Masks (H, W) bool at image size, one for each expression, in their order."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one expression.
+
+    Attributes:
+        image: The picture.
+        item: The object that was meant.
+        expression: What was said.
+        sentence_id: Its number in the data set.
+        mask: (H, W) bool, what was found.
+        truth: (H, W) bool.
+        iou: Of the two, 0 to 1.
+    """
+
+    image: ReferImage
+    item: ReferObject
+    expression: str
+    sentence_id: int
+    mask: Mask
+    truth: Mask
+    iou: float
 
 
 def evaluate(
-    model: Cris,
-    data: ReferData,
+    segmenter: Segmenter,
+    images: Sequence[ReferImage],
     *,
-    threshold: float,
-    count: int = 0,
-    bf16: bool = False,
     tick: Callable[[], object] = lambda: None,
-    observe: Callable[[int, float], object] = lambda sentence, iou: None,
+    observe: Callable[[Outcome], object] = lambda outcome: None,
+    skip: Callable[[ReferImage, CrisError], object] | None = None,
 ) -> MaskMetrics:
-    """Measure a model on a split, at image size.
+    """Measure on all expressions of all objects, at image size.
 
     Args:
-        model: In evaluation mode.
-        data: The split.
-        threshold: Probability above which a pixel belongs to the mask.
-        count: Images to use, from the first; 0 for all.
-        bf16: Mixed precision in bfloat16.
-        tick: Called after every image.
-        observe: Called with every expression's number in the data set and its IoU.
+        segmenter: What gives the masks.
+        images: The pictures, with their objects and expressions.
+        tick: Called after every picture.
+        observe: Called with every expression's outcome, in the order of the data set.
+        skip: Called with what cannot be used, and why: a picture, an object's mask, or an
+            expression without words, which is then left out. None: that is an error.
+
+    Raises:
+        ImageError: a picture cannot be read.
+        DataError: a picture has another size than the data set says, or a mask is damaged.
+        ExpressionError: an expression has no words.
     """
     metrics = MaskMetrics()
-    for index in range(min(count, len(data)) if count else len(data)):
-        image = data.images[index]
-        asked = [
-            (item, said, number)
-            for item in image.objects
-            for said, number in zip(item.expressions, item.sentence_ids, strict=True)
-        ]
-        pixels = torch.from_numpy(images.normalise(data.square(index)))[None]
-        truths = {item.ref_id: image.mask(item) for item in image.objects}
-        for start in range(0, len(asked), CHUNK):
-            part = asked[start : start + CHUNK]
-            tokens = torch.from_numpy(np.stack([data.tokens(said) for _, said, _ in part]))
-            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                logits = model(pixels, tokens).float().numpy()[:, 0]
-            for (item, _, number), low in zip(part, logits, strict=True):
-                mask = mask_from_logits(
-                    low, image.height, image.width, data.config.input_size, threshold
+    for image in images:
+        asked = list(_asked(image, skip))
+        try:
+            found = segmenter(image, [one.expression for one in asked]) if asked else []
+        except (ImageError, DataError) as error:
+            if skip is None:
+                raise
+            skip(image, error)
+        else:
+            for one, mask in zip(asked, found, strict=True):
+                iou = metrics.add(mask, one.truth)
+                observe(
+                    Outcome(image, one.item, one.expression, one.sentence_id, mask, one.truth, iou)
                 )
-                observe(number, metrics.add(mask, truths[item.ref_id]))
         tick()
     return metrics
+
+
+@dataclass(frozen=True)
+class _Question:
+    """An expression, and the answer."""
+
+    item: ReferObject
+    expression: str
+    sentence_id: int
+    truth: Mask
+
+
+def _asked(
+    image: ReferImage, skip: Callable[[ReferImage, CrisError], object] | None
+) -> Iterator[_Question]:
+    for item in image.objects:
+        try:
+            truth = image.mask(item)
+        except DataError as error:
+            if skip is None:
+                raise
+            skip(image, error)
+            continue
+        for said, number in zip(item.expressions, item.sentence_ids, strict=True):
+            if clean(said):
+                yield _Question(item, said, number, truth)
+                continue
+            empty = ExpressionError(
+                f"{image.path}: expression {number} of object {item.ref_id} is {said!r} and has "
+                f"no words: mend it in the data set"
+            )
+            if skip is None:
+                raise empty
+            skip(image, empty)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 from cris_deploy.mask import overlap
 
 PRECISION_AT = (0.5, 0.6, 0.7, 0.8, 0.9)
+PRECISION_NAMES = tuple(f"Pr@{round(at * 100)}" for at in PRECISION_AT)
 
 
 @dataclass
@@ -32,6 +34,15 @@ class MaskMetrics:
         self.ious.append(common.iou)
         return common.iou
 
+    def merge(self, others: Iterable[MaskMetrics]) -> MaskMetrics:
+        """These pairs and those of others together, such as of other processes; all stay."""
+        parts = [self, *others]
+        return MaskMetrics(
+            [iou for part in parts for iou in part.ious],
+            sum(part.intersection for part in parts),
+            sum(part.union for part in parts),
+        )
+
     @property
     def mean_iou(self) -> float:
         """mIoU, 0 to 1; NaN before the first pair."""
@@ -46,7 +57,10 @@ class MaskMetrics:
     def precision(self) -> dict[str, float]:
         """Share of expressions whose IoU is above a threshold: {"Pr@50": ..., ..., "Pr@90": ...}.
 
-        Strictly above, as in the reference.
+        Strictly above, as in the reference; NaN before the first pair.
         """
         values = np.asarray(self.ious)
-        return {f"Pr@{round(at * 100)}": float((values > at).mean()) for at in PRECISION_AT}
+        return {
+            name: float((values > at).mean()) if values.size else float("nan")
+            for name, at in zip(PRECISION_NAMES, PRECISION_AT, strict=True)
+        }

@@ -1,120 +1,154 @@
-"""`cris-eval`: a checkpoint's metrics on a split, all expressions of all objects."""
+"""`cris-eval`: metrics of a checkpoint or a bundle, all expressions of all objects of a split."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
+from cris_deploy.backends import AUTO, BackendName, Compute, Device
 from cris_deploy.cli import guarded
 
+if TYPE_CHECKING:
+    from cris_train.report import Difference, EvalReport
 
-@dataclass(frozen=True)
-class EvalResult:
-    """What a checkpoint reaches on a split.
-
-    Attributes:
-        expressions: Number of expressions measured.
-        mean_iou: mIoU, 0 to 1.
-        overall_iou: oIoU, 0 to 1.
-        precision: {"Pr@50": share, ...}.
-        by_kind: For generated scenes, kind of expression -> (number, mIoU); else empty.
-    """
-
-    expressions: int
-    mean_iou: float
-    overall_iou: float
-    precision: dict[str, float]
-    by_kind: dict[str, tuple[int, float]]
-
-
-def evaluate_checkpoint(
-    checkpoint: Path, data: Path, split: str, split_by: str, threshold: float
-) -> EvalResult:
-    """Measure a checkpoint in float32.
-
-    Raises:
-        CheckpointError: the checkpoint cannot be used.
-        DataError: the data set is missing or damaged.
-    """
-    from cris_train import checkpoint as checkpoints
-    from cris_train.data.dataset import ReferData
-    from cris_train.data.refer import read_split
-    from cris_train.evaluate import evaluate
-
-    model = checkpoints.build(checkpoints.load(checkpoint))
-    prepared = ReferData(read_split(data, split, split_by=split_by), model.config)
-    kinds = _kinds(data)
-    ious: dict[str, list[float]] = defaultdict(list)
-
-    def observe(sentence: int, iou: float) -> None:
-        if sentence in kinds:
-            ious[kinds[sentence]].append(iou)
-
-    with tqdm(total=len(prepared), unit="image", disable=None) as bar:
-        metrics = evaluate(model, prepared, threshold=threshold, tick=bar.update, observe=observe)
-    return EvalResult(
-        expressions=len(metrics.ious),
-        mean_iou=metrics.mean_iou,
-        overall_iou=metrics.overall_iou,
-        precision=metrics.precision,
-        by_kind={k: (len(v), sum(v) / len(v)) for k, v in sorted(ious.items())},
-    )
+_STDOUT = Path("-")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, measure, print. Exit 0, or 2 for unusable input."""
-    parser = argparse.ArgumentParser(
-        prog="cris-eval", description="Measure a checkpoint on a split, at image size."
-    )
-    parser.add_argument("--ckpt", type=Path, required=True, metavar="FILE", help="the checkpoint")
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the data set")
-    parser.add_argument("--split", default="val", help="name of the split (val)")
-    parser.add_argument("--split-by", default="unc", help="who split it: unc, umd or google (unc)")
-    parser.add_argument("--threshold", type=float, default=0.35, help="of probability (0.35)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    args = parser.parse_args(argv)
+    args = _parser().parse_args(argv)
 
     def run() -> int:
-        result = evaluate_checkpoint(
-            args.ckpt, args.data, args.split, args.split_by, args.threshold
+        # torch takes seconds to import: not for --help or a mistyped flag
+        from cris_train.files import make_folder, write_whole
+        from cris_train.gallery import Gallery
+        from cris_train.measure import EvalOptions, measure
+        from cris_train.report import compare, read_report
+        from cris_train.report_text import describe
+
+        options = EvalOptions(
+            checkpoint=args.ckpt,
+            bundle=args.bundle,
+            data=args.data,
+            images=args.images,
+            splits=tuple(args.split.split(",")),
+            split_by=args.split_by,
+            backend=args.backend,
+            device=args.device,
+            precision=args.precision,
+            threshold=args.threshold,
+            word_len=args.word_len,
+            limit=args.limit,
+            skip_broken=args.skip_broken,
         )
-        if args.json:
-            print(json.dumps(dataclasses.asdict(result), indent=2))
-        else:
-            print(_table(result))
+        other = read_report(args.compare) if args.compare is not None else None
+        if args.output is not None:
+            make_folder(args.output)
+        gallery = Gallery()
+        report = measure(options, gallery.add)
+        differences = compare(report, other) if other is not None else ()
+        if args.output is not None:
+            _write(args.output, report, differences, gallery)
+        text = _json(report, differences)
+        if args.json == _STDOUT:
+            print(text)
+            return 0
+        if args.json is not None:
+            write_whole(args.json, text.encode())
+        print(describe(report, differences))
+        if args.output is not None:
+            print(f"\n{args.output / 'report.md'}")
         return 0
 
     return guarded("cris-eval", run)
 
 
-def _table(result: EvalResult) -> str:
-    shares = "  ".join(f"{name} {share:.3f}" for name, share in result.precision.items())
-    lines = [
-        f"{result.expressions:,} expressions: mIoU {result.mean_iou:.4f}  "
-        f"oIoU {result.overall_iou:.4f}  {shares}"
-    ]
-    lines += [
-        f"  {kind:<12}{count:>7,}  mIoU {iou:.4f}" for kind, (count, iou) in result.by_kind.items()
-    ]
-    return "\n".join(lines)
+def _write(
+    folder: Path, report: EvalReport, differences: Sequence[Difference], gallery: Any
+) -> None:
+    from cris_train.files import write_whole
+    from cris_train.report_text import markdown
+
+    title = f"{report.measured.name} on {report.data}"
+    sheets = [path.name for path in gallery.write(folder, title)]
+    write_whole(folder / "report.md", markdown(report, differences, sheets).encode())
+    write_whole(folder / "report.json", _json(report, differences).encode())
 
 
-def _kinds(data: Path) -> dict[int, str]:
-    """Sentence number -> kind of expression; generated scenes have the file, RefCOCO has not."""
-    from cris_train.data.scenes_to_refer import KINDS_FILE
+def _json(report: EvalReport, differences: Sequence[Difference]) -> str:
+    document = report.to_json()
+    if differences:
+        document["difference_in_points"] = {d.split: dict(d.points) for d in differences}
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
-    path = data / KINDS_FILE
-    if not path.exists():
-        return {}
-    return {int(number): kind for number, kind in json.loads(path.read_text()).items()}
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cris-eval",
+        description="Measure a checkpoint or a bundle at image size, on all expressions of all "
+        "objects: mIoU, oIoU, Pr@50 to Pr@90.",
+    )
+    what = parser.add_argument_group("what to measure (one of the two)")
+    what.add_argument("--ckpt", type=Path, metavar="FILE", help="a checkpoint, in PyTorch")
+    what.add_argument("--bundle", type=Path, metavar="DIR", help="a bundle, as it will serve")
+    data = parser.add_argument_group("on what")
+    data.add_argument("--data", type=Path, required=True, metavar="DIR", help="the data set")
+    data.add_argument(
+        "--images", type=Path, metavar="DIR", help="its pictures (default: the data set's own)"
+    )
+    data.add_argument(
+        "--split", default="val", metavar="NAMES", help="splits, such as val,testA,testB (val)"
+    )
+    data.add_argument("--split-by", default="unc", help="who split it: unc, umd or google (unc)")
+    data.add_argument(
+        "--limit", type=int, default=0, metavar="N", help="only the first N pictures of each split"
+    )
+    data.add_argument(
+        "--skip-broken",
+        action="store_true",
+        help="leave out what cannot be used, and name it (default: an error)",
+    )
+    how = parser.add_argument_group("how")
+    how.add_argument(
+        "--backend", default=AUTO, choices=[AUTO, *BackendName], help="a bundle's runtime (auto)"
+    )
+    how.add_argument("--device", default=AUTO, choices=[AUTO, *Device], help="device (auto)")
+    how.add_argument(
+        "--precision", default=AUTO, choices=[AUTO, *Compute], help="arithmetic (auto)"
+    )
+    how.add_argument(
+        "--threshold", type=float, metavar="P", help="of probability (the bundle's own, or 0.35)"
+    )
+    how.add_argument(
+        "--word-len",
+        type=int,
+        metavar="N",
+        help="tokens of an expression, for a checkpoint that does not say: 17 for RefCOCO and "
+        "RefCOCO+, 22 for G-Ref (17)",
+    )
+    out = parser.add_argument_group("results")
+    out.add_argument(
+        "--json",
+        type=Path,
+        nargs="?",
+        const=_STDOUT,
+        metavar="FILE",
+        help="write JSON to a file, or print it in place of the tables",
+    )
+    out.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="folder for report.json, report.md and picture sheets: best, worst, random",
+    )
+    out.add_argument(
+        "--compare", type=Path, metavar="JSON", help="an earlier report: differences in points"
+    )
+    return parser
 
 
 if __name__ == "__main__":
