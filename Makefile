@@ -7,7 +7,7 @@ DEMO := demo
 DEMO_EXPRESSIONS := "the purple cross" "the small red star" "the leftmost red square" \
     "the red square right of the red star"
 
-.PHONY: demo test lint types unit sanitize bench train-demo clean help
+.PHONY: demo test lint types unit sanitize bench train-demo ablation clean help
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -45,8 +45,12 @@ bench: $(STAMP) ## The engine against PyTorch on this machine
 
 train-demo: $(STAMP) ## Train the demo checkpoint again (an hour on two cores)
 	$(BIN)/cris-scenes data/scenes --train 20000 --val 400 --seed 0
-	$(BIN)/cris-train --config train/configs/demo.yaml
+	$(BIN)/cris-train --config train/configs/demo.yaml --resume
 	$(BIN)/cris-eval --ckpt runs/demo/best.pth --data data/scenes
+
+ablation: $(STAMP) ## Table 1's ablation on generated scenes (under an hour on two cores)
+	test -d data/scenes || $(BIN)/cris-scenes data/scenes --train 20000 --val 400 --seed 0
+	$(BIN)/python -m cris_train.ablation --config train/configs/ablation.yaml
 
 clean: ## Remove what the targets made (not .venv)
 	rm -rf build dist $(DEMO) .pytest_cache .mypy_cache .ruff_cache

@@ -2,7 +2,7 @@
 
 A file is `torch.save` of a dict: `epoch`, `cur_iou`, `best_iou`, `prec`, `state_dict` (names start
 with `module.`), `optimizer`, `scheduler`. Files written here add `config`, a dict of plain values,
-so that an export needs no flag; the reference ignores it.
+so that an export needs no flag, and where a run can go on `training`; the reference ignores both.
 """
 
 from __future__ import annotations
@@ -66,12 +66,7 @@ def load(path: str | Path, *, word_len: int | None = None) -> Checkpoint:
         InputError: `word_len` is out of range.
     """
     path = Path(path)
-    raw = _read(path)
-    if not isinstance(raw, Mapping) or not isinstance(raw.get("state_dict"), Mapping):
-        raise CheckpointError(
-            f"{path}: not a training checkpoint; expected a dict with 'state_dict', as the "
-            f"reference's and this project's training write it"
-        )
+    raw = read(path)
     state: dict[str, Tensor] = {}
     for name, value in raw["state_dict"].items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
@@ -125,6 +120,7 @@ def save(
     precision: Mapping[str, float] | None = None,
     optimizer: Mapping[str, Any] | None = None,
     scheduler: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
     half: bool = False,
 ) -> Path:
     """Write a checkpoint in the reference's layout, plus the model's configuration.
@@ -140,6 +136,7 @@ def save(
         precision: Precision at IoU thresholds, such as {"Pr@50": 0.9}.
         optimizer: Its state dict.
         scheduler: Its state dict.
+        training: What else a run needs to go on (`state.py`): tensors and plain values.
         half: Store floating-point tensors as float16, for a file that is only deployed.
     """
     path = Path(path)
@@ -157,6 +154,8 @@ def save(
         "scheduler": dict(scheduler or {}),
         "config": model.config.to_dict(),
     }
+    if training is not None:
+        content["training"] = dict(training)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
     partial = Path(name)
@@ -173,7 +172,22 @@ def save(
     return path
 
 
-def _read(path: Path) -> Any:
+def read(path: Path) -> Mapping[str, Any]:
+    """All that a checkpoint file holds; nothing in it is executed.
+
+    Raises:
+        CheckpointError: missing, truncated, not a checkpoint, or contains code.
+    """
+    raw = _unpickled(path)
+    if not isinstance(raw, Mapping) or not isinstance(raw.get("state_dict"), Mapping):
+        raise CheckpointError(
+            f"{path}: not a training checkpoint; expected a dict with 'state_dict', as the "
+            f"reference's and this project's training write it"
+        )
+    return raw
+
+
+def _unpickled(path: Path) -> Any:
     if not path.exists():
         raise CheckpointError(f"{path}: no such checkpoint")
     if not path.is_file():

@@ -1,33 +1,35 @@
-"""The training loop: one process, one device, every step in sight."""
+"""The training loop: steps, validations, checkpoints, and a record of them."""
 
 from __future__ import annotations
 
-import csv
-import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import nn
-from torch.nn import functional as F
-from torch.optim import AdamW
+import yaml
 
-from cris_deploy.errors import TrainingError
-from cris_train import checkpoint
-from cris_train.config import Lesson, TrainConfig
-from cris_train.data.dataset import Batch, ReferData
-from cris_train.data.refer import read_split
-from cris_train.evaluate import evaluate
+from cris_deploy.errors import InputError, TrainingError
+from cris_train import state
+from cris_train.config import TrainConfig
+from cris_train.course import Course
+from cris_train.data.batch import Batch
+from cris_train.data.dataset import read_picture
+from cris_train.data.pictures import require_pictures
+from cris_train.data.refer import pick
+from cris_train.data.splits import open_splits
+from cris_train.distributed import Place, joined
+from cris_train.evaluate import Outcome, evaluate
+from cris_train.files import write_whole
+from cris_train.learner import Learner, NotFiniteError
+from cris_train.logbook import Logbook
 from cris_train.metrics import MaskMetrics
-from cris_train.model import Cris
-from cris_train.model.pretrained import load_clip
+from cris_train.segmenters import TorchSegmenter
+from cris_train.settings import plain
+from cris_train.sheet import Tile
 
-LOG_COLUMNS = ("step", "samples", "seconds", "loss", "learning_rate", "mean_iou", "Pr@50")
-# Weight of the newest loss in the running mean that is logged.
-LOSS_WEIGHT = 0.02
+RECIPE = "recipe.yaml"
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,12 @@ class TrainResult:
     """What a run came to.
 
     Attributes:
-        best: Checkpoint with the best validation mIoU.
-        last: Checkpoint after the last step.
+        best: Checkpoint with the best validation mIoU: weights alone.
+        last: Checkpoint after the last step, with all that a run needs to go on.
         mean_iou: Of the best, 0 to 1.
         final: Metrics after the last step.
-        seconds: Wall time.
+        seconds: Wall time, all parts of the run together.
+        writes: Whether this process is the one that reports; True for a single one.
     """
 
     best: Path
@@ -47,189 +50,270 @@ class TrainResult:
     mean_iou: float
     final: MaskMetrics
     seconds: float
+    writes: bool
 
 
-def train(config: TrainConfig, report: Callable[[str], None] = print) -> TrainResult:
-    """Train a model by a recipe.
+def train(
+    config: TrainConfig, report: Callable[[str], None] = print, *, resume: bool = False
+) -> TrainResult:
+    """Train a model by a recipe; under torchrun, as one process of many.
 
     Args:
         config: The recipe.
-        report: Called with a line at every validation.
+        report: Called with a line at the start and at every validation, in one process only.
+        resume: Go on where the run in `output` left off; start it if there is none.
 
     Raises:
+        InputError: the recipe does not fit the data or the number of processes, or `output` holds
+            a run already.
         DataError: the data set is missing or damaged.
-        TrainingError: the loss is not finite; the last good checkpoint stays.
+        ImageError: a picture cannot be read.
+        CheckpointError: `init`, or the run to go on with, is of another shape or recipe.
+        BackendError: the device or precision that was asked for is not there.
+        TrainingError: the loss is not finite, or a file cannot be written; the last good checkpoint
+            stays.
     """
-    torch.manual_seed(config.seed)
-    rng = np.random.default_rng(config.seed)
-    split = read_split(config.data, config.train_split, split_by=config.split_by)
-    val = ReferData(
-        read_split(config.data, config.val_split, split_by=config.split_by), config.model
-    )
-    model = Cris(config.model).to(memory_format=torch.channels_last)
-    if config.clip is not None:
-        load_clip(model, config.clip)
-    optimizer = AdamW(_groups(model, config), lr=config.learning_rate, fused=True)
-    run = _Run(config, model, optimizer, val, report)
-    for lesson in config.lessons:
-        shape = replace(config.model, input_size=lesson.input_size or config.model.input_size)
-        data = ReferData(split, shape, max_words=lesson.max_words)
-        if len(data) < config.images_per_batch:
-            raise TrainingError(
-                f"images_per_batch is {config.images_per_batch}, and only {len(data)} images have "
-                f"expressions of at most {lesson.max_words} words"
-            )
-        for batch in _repeat(data, config, lesson, rng):
-            run.step(batch)
-    return run.finish()
-
-
-def _repeat(
-    data: ReferData, config: TrainConfig, lesson: Lesson, rng: np.random.Generator
-) -> Iterator[Batch]:
-    """As many batches as the lesson has, pass after pass."""
-    left = config.lesson_steps(lesson)
-    while left:
-        for batch in data.batches(config.images_per_batch, config.expressions_per_image, rng):
-            yield batch
-            left -= 1
-            if not left:
-                return
+    with joined(config.device, config.precision) as place:
+        run = _Run(config, place, report if place.writes else lambda line: None, resume)
+        with run.logbook or nullcontext():
+            return run.to_end()
 
 
 class _Run:
     """State of a run: where it is, what it logged, what was best."""
 
     def __init__(
-        self,
-        config: TrainConfig,
-        model: Cris,
-        optimizer: AdamW,
-        val: ReferData,
-        report: Callable[[str], None],
+        self, config: TrainConfig, place: Place, report: Callable[[str], None], resume: bool
     ) -> None:
-        self.config, self.model, self.optimizer, self.val = config, model, optimizer, val
-        self.report = report
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)
+        self.config, self.place, self.report = config, place, report
         self.folder = Path(config.output)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.done = 0
-        self.samples = 0
-        self.loss = math.nan
-        self.best_iou = -1.0
+        if not resume and (self.folder / state.LAST).exists():
+            raise InputError(
+                f"output: {self.folder} holds a run already: go on with --resume, or set another "
+                f"output"
+            )
+        report(place.told)
+        root, images = Path(config.data), config.images
+        splits = open_splits(
+            root, split_by=config.split_by, images=None if images is None else Path(images)
+        )
+        split = pick(splits, config.train_split, root)
+        self.val = pick(splits, config.val_split, root)[: config.val_images or None]
+        # One that is not there would end the run after its first epoch.
+        require_pictures(image.path for image in self.val)
+        self.course = Course(config, split, place)
+        self.learner = Learner(config, self.course, place)
+        self.progress = state.Progress()
+        if resume:
+            found = state.resume(self.folder, self.learner, self.course)
+            self.progress = found or self.progress
+            report(
+                f"resume: {self.folder / state.LAST}, after step {found.step:,} of "
+                f"{self.course.steps:,}"
+                if found is not None
+                else f"resume: nothing in {self.folder} to go on with; starting"
+            )
+        _agree(place, self.progress.step)
+        report(
+            f"{len(split):,} images; {self.course.steps:,} steps of {config.samples_per_step} "
+            f"expressions"
+        )
         self.metrics = MaskMetrics()
-        self.started = time.monotonic()
-        self.next_validation = config.validate_every
-        with (self.folder / "log.csv").open("w", newline="") as file:
-            csv.writer(file).writerow(LOG_COLUMNS)
+        self.sheet = _Sheet(config.sheet_tiles if place.writes else 0)
+        self.told_broken = 0
+        self.clock = _Clock(self.progress.seconds)
+        self.logbook: Logbook | None = None
+        if place.writes:
+            for partial in self.folder.glob(".*.partial"):  # of a run that was killed
+                partial.unlink(missing_ok=True)
+            write_whole(
+                self.folder / RECIPE, yaml.safe_dump(plain(config), sort_keys=False).encode()
+            )
+            self.logbook = Logbook(
+                self.folder,
+                step=self.progress.step,
+                steps=self.course.steps,
+                samples_per_step=config.samples_per_step,
+                log_bytes=self.progress.log_bytes,
+                tensorboard=config.tensorboard,
+            )
+
+    def to_end(self) -> TrainResult:
+        """All steps that are left."""
+        if self.progress.step == self.course.steps:
+            self.metrics = self.measure()
+        for batch in self.course.batches(self.progress.step):
+            self.step(batch)
+        return TrainResult(
+            best=self.folder / state.BEST,
+            last=self.folder / state.LAST,
+            mean_iou=self.progress.best_iou,
+            final=self.metrics,
+            seconds=self.clock.seconds,
+            writes=self.place.writes,
+        )
 
     def step(self, batch: Batch) -> None:
-        """One optimiser step, and a validation when one is due."""
-        config = self.config
-        self.model.train()
-        image = batch.image.contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
-            logits = self.model(image, batch.tokens)
-        # CRIS, eq. 9 and 10: text-to-pixel contrast, a sigmoid of the dot product per pixel.
-        loss = F.binary_cross_entropy_with_logits(logits.float(), batch.target)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"the loss is {value} at step {self.done + 1}: lower learning_rate (now "
-                f"{config.learning_rate}); the last good checkpoint is in {self.folder}"
-            )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
-        self.optimizer.step()
-        self.scheduler.step()
-        self.done += 1
-        self.samples += len(batch.tokens)
-        last = value if math.isnan(self.loss) else self.loss
-        self.loss = last + LOSS_WEIGHT * (value - last)
-        if self.samples >= self.next_validation:
-            self.next_validation += config.validate_every
-            self.validate()
+        """One optimiser step, and what is due after it."""
+        config, progress = self.config, self.progress
+        try:
+            loss = self.learner.step(batch, progress.step)
+        except NotFiniteError as error:
+            last = self.folder / state.LAST
+            kept = f"{last} is as it was before" if last.exists() else "nothing was saved before"
+            raise TrainingError(f"step {progress.step + 1}: {error}; {kept}") from error
+        progress.step += 1
+        progress.loss_sum += loss
+        progress.loss_count += 1
+        self.clock.count(config.samples_per_step)
+        if self.logbook is not None:
+            self.logbook.tick(loss)
+        if self._validation_due():
+            with self.clock.paused():
+                self.metrics = self.measure()
+            self._record(self.metrics)
+            return
+        if progress.step % config.log_every == 0:
+            self._log(None)
+        if progress.step % config.save_every == 0:
+            self._save()
 
-    def validate(self) -> None:
-        """Measure, log, save: `last.pth` always, `best.pth` if it is."""
-        config = self.config
-        self.model.eval()
-        self.metrics = evaluate(
-            self.model,
-            self.val,
-            threshold=config.threshold,
-            count=config.val_images,
-            bf16=config.bf16,
+    def measure(self) -> MaskMetrics:
+        """Metrics on the validation pictures, which the processes share."""
+        segmenter = TorchSegmenter(
+            self.learner.judged,
+            threshold=self.config.threshold,
+            device=self.place.device,
+            autocast=self.learner.autocast,
         )
-        iou, precision = self.metrics.mean_iou, self.metrics.precision
-        is_best = iou > self.best_iou
-        self.best_iou = max(iou, self.best_iou)
-        names = ("last.pth", "best.pth") if is_best else ("last.pth",)
-        for name in names:
-            checkpoint.save(
-                self.folder / name,
-                self.model,
-                epoch=self.done,
-                cur_iou=iou,
-                best_iou=self.best_iou,
-                precision=precision,
+        mine = evaluate(segmenter, self.place.share(self.val), observe=self.sheet.see)
+        first, *others = self.place.all_of(mine)
+        return first.merge(others)
+
+    def _record(self, metrics: MaskMetrics) -> None:
+        """Log, draw, save: `best.pth` if it is, `last.pth` always."""
+        config, progress = self.config, self.progress
+        iou, shares = metrics.mean_iou, metrics.precision
+        is_best = iou > progress.best_iou
+        progress.cur_iou, progress.precision = iou, shares
+        progress.best_iou = max(iou, progress.best_iou)
+        loss = self._log(metrics)
+        tiles = self.sheet.taken()
+        if self.logbook is not None and tiles:
+            self.logbook.sheet(
+                tiles, progress.step, f"step {progress.step:,}, mIoU {100 * iou:.1f}"
             )
-        rate = self.optimizer.param_groups[-1]["lr"]
-        seconds = time.monotonic() - self.started
-        row = (self.done, self.samples, seconds, self.loss, rate, iou, precision["Pr@50"])
-        with (self.folder / "log.csv").open("a", newline="") as file:
-            csv.writer(file).writerow([f"{value:.6g}" for value in row])
+        if is_best and self.place.writes:
+            state.save_best(self.folder, self.learner, self.course, progress)
+        self._save()
         self.report(
-            f"{self.samples:>9,} of {self._total_samples():,} expressions, {seconds / 60:6.1f} min"
-            f" | loss {self.loss:.4f} | mIoU {iou:.4f} | oIoU {self.metrics.overall_iou:.4f} | "
-            + " ".join(f"{name} {share:.3f}" for name, share in precision.items())
+            f"{progress.step * config.samples_per_step:>9,} of "
+            f"{self.course.steps * config.samples_per_step:,} expressions, "
+            f"{self.clock.seconds / 60:6.1f} min | loss {loss:.4f} | mIoU {iou:.4f} | "
+            f"oIoU {metrics.overall_iou:.4f} | "
+            + " ".join(f"{name} {share:.3f}" for name, share in shares.items())
         )
+        self._tell_broken()
 
-    def finish(self) -> TrainResult:
-        """The last validation, over the split as configured."""
-        self.validate()
-        return TrainResult(
-            best=self.folder / "best.pth",
-            last=self.folder / "last.pth",
-            mean_iou=self.best_iou,
-            final=self.metrics,
-            seconds=time.monotonic() - self.started,
+    def _validation_due(self) -> bool:
+        """Every so many expressions or every epoch, and after the last step."""
+        config, step = self.config, self.progress.step
+        if step == self.course.steps:
+            return True
+        if not config.validate_every:
+            return self.course.ends_epoch(step)
+        before, now = ((s * config.samples_per_step) for s in (step - 1, step))
+        return now // config.validate_every > before // config.validate_every
+
+    def _log(self, metrics: MaskMetrics | None) -> float:
+        """Write a line; returns the mean loss since the last one."""
+        progress = self.progress
+        loss = progress.loss_sum / max(1, progress.loss_count)
+        if self.logbook is not None:
+            self.logbook.row(
+                step=progress.step,
+                epoch=self.course.epochs(progress.step),
+                seconds=self.clock.seconds,
+                speed=self.clock.speed(),
+                rate=float(self.learner.scheduler.get_last_lr()[-1]),
+                loss=loss,
+                metrics=metrics,
+            )
+        progress.loss_sum, progress.loss_count = 0.0, 0
+        return loss
+
+    def _save(self) -> None:
+        if self.logbook is not None:
+            self.progress.seconds = self.clock.seconds
+            self.progress.log_bytes = self.logbook.settle()
+            state.save_last(self.folder, self.learner, self.course, self.progress)
+
+    def _tell_broken(self) -> None:
+        every = [b for part in self.place.all_of(self.course.broken) for b in part]
+        paths = {b.path: b.reason for b in every}
+        if len(paths) > self.told_broken:
+            self.told_broken = len(paths)
+            path, reason = next(iter(paths.items()))
+            self.report(f"left out so far: {len(paths)} pictures, such as {path}: {reason}")
+
+
+class _Clock:
+    """Seconds of the whole run, and how fast training was since it was last asked."""
+
+    def __init__(self, before: float) -> None:
+        self._before, self._begun = before, time.monotonic()
+        self._samples, self._since, self._paused = 0, self._begun, 0.0
+
+    @property
+    def seconds(self) -> float:
+        return self._before + time.monotonic() - self._begun
+
+    def count(self, samples: int) -> None:
+        self._samples += samples
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Validation is not training."""
+        begun = time.monotonic()
+        yield
+        self._paused += time.monotonic() - begun
+
+    def speed(self) -> float:
+        """Samples per second of training."""
+        now = time.monotonic()
+        speed = self._samples / max(now - self._since - self._paused, 1e-9)
+        self._samples, self._since, self._paused = 0, now, 0.0
+        return speed
+
+
+class _Sheet:
+    """Takes the first expression of each of the first pictures."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._tiles: dict[Path, Tile] = {}
+
+    def see(self, outcome: Outcome) -> None:
+        path = outcome.image.path
+        if len(self._tiles) < self._most and path not in self._tiles:
+            self._tiles[path] = Tile(
+                read_picture(outcome.image),
+                outcome.expression,
+                outcome.truth,
+                outcome.mask,
+                outcome.iou,
+            )
+
+    def taken(self) -> list[Tile]:
+        tiles, self._tiles = list(self._tiles.values()), {}
+        return tiles
+
+
+def _agree(place: Place, step: int) -> None:
+    """All processes go on from the same step."""
+    steps = place.all_of(step)
+    if len(set(steps)) > 1:
+        raise TrainingError(
+            f"output: the processes found checkpoints of steps {sorted(set(steps))}: it must be a "
+            f"folder that all machines see"
         )
-
-    def _factor(self, step: int) -> float:
-        """Linear rise, then half a cosine down to `final_factor`."""
-        config = self.config
-        if step < config.warmup_steps:
-            return (step + 1) / config.warmup_steps
-        span = max(1, config.total_steps - config.warmup_steps)
-        progress = min(1.0, (step - config.warmup_steps) / span)
-        cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
-        return config.final_factor + (1.0 - config.final_factor) * cosine
-
-    def _total_samples(self) -> int:
-        config = self.config
-        return config.total_steps * config.images_per_batch * config.expressions_per_image
-
-
-def _groups(model: Cris, config: TrainConfig) -> list[dict[str, object]]:
-    """CLIP's parameters at their share of the rate; no decay on norms, biases, embeddings."""
-    groups = []
-    for backbone in (True, False):
-        for decayed in (True, False):
-            chosen = [
-                parameter
-                for name, parameter in model.named_parameters()
-                if name.startswith("backbone.") is backbone
-                and (parameter.ndim > 1 and "embedding" not in name) is decayed
-                and name != "backbone.logit_scale"  # CRIS does not use it
-            ]
-            if chosen:
-                groups.append(
-                    {
-                        "params": chosen,
-                        "lr": config.learning_rate * (config.backbone_factor if backbone else 1.0),
-                        "weight_decay": config.weight_decay if decayed else 0.0,
-                    }
-                )
-    return groups

@@ -13,22 +13,34 @@ from cris_deploy.cli import guarded
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse and train. Exit 0, or 2 for unusable input."""
     parser = argparse.ArgumentParser(
-        prog="cris-train", description="Train a CRIS model by a recipe."
+        prog="cris-train",
+        description="Train a CRIS model by a recipe, on a CPU or one GPU.",
+        epilog="On many GPUs or machines: torchrun --nproc-per-node N [--nnodes M ...] "
+        "-m cris_train --config YAML [key=value ...]",
     )
     parser.add_argument("--config", type=Path, required=True, metavar="YAML", help="the recipe")
     parser.add_argument(
+        "--resume", action="store_true", help="go on where the run in `output` left off"
+    )
+    parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="such as seed=1 model.word_len=22"
     )
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
 
     def run() -> int:
+        from tqdm import tqdm
+
         from cris_train.config import read_config
         from cris_train.loop import train
 
-        result = train(
-            read_config(args.config, args.overrides), lambda line: print(line, flush=True)
-        )
-        print(f"best mIoU {result.mean_iou:.4f} after {result.seconds / 60:.1f} min: {result.best}")
+        def report(line: str) -> None:
+            tqdm.write(line)  # above the progress bar
+            sys.stdout.flush()
+
+        result = train(read_config(args.config, args.overrides), report, resume=args.resume)
+        if result.writes:
+            minutes = result.seconds / 60
+            report(f"best mIoU {result.mean_iou:.4f} after {minutes:.1f} min: {result.best}")
         return 0
 
     return guarded("cris-train", run)
