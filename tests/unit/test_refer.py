@@ -3,7 +3,9 @@
 import json
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from cris_deploy.errors import DataError, InputError
 from cris_deploy.image import decode
 from cris_train.data.expressions import describe
+from cris_train.data.pictures import missing_pictures, require_pictures
 from cris_train.data.refer import decode_segmentation, load_references, read_split
 from cris_train.data.render import render
 from cris_train.data.scenes_to_refer import split_scene, write_scenes
@@ -122,13 +125,99 @@ def test_unknown_split(folder: Path) -> None:
         read_split(folder, "testA")
 
 
-def test_reference_to_an_absent_annotation(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "refs(unc).p").write_bytes((folder / "refs(unc).p").read_bytes())
+def changed(
+    folder: Path, out: Path, change: Callable[[list[dict[str, Any]], dict[str, Any]], None]
+) -> Path:
+    """A copy of the data set's two files in `out`, after `change(references, instances)`."""
+    references = pickle.loads((folder / "refs(unc).p").read_bytes())
     instances = json.loads((folder / "instances.json").read_text())
-    instances["annotations"] = instances["annotations"][:1]
-    (tmp_path / "instances.json").write_text(json.dumps(instances))
-    with pytest.raises(DataError, match="RefCOCO's format"):
-        read_split(tmp_path, "train")
+    change(references, instances)
+    (out / "refs(unc).p").write_bytes(pickle.dumps(references, protocol=2))
+    (out / "instances.json").write_text(json.dumps(instances))
+    return out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda refs, known: known["annotations"].__delitem__(slice(1, None)),
+            r"references \(ref_id\) name an annotation .*: 1, 2, 3, \.\.\.; use refs and",
+        ),
+        (
+            lambda refs, known: known["images"].pop(0),
+            r"references \(ref_id\) name an image .*: 0, 1",
+        ),
+        (
+            lambda refs, known: known["images"].append(known["images"][2]),
+            r"1 image ids are twice in instances\.json: 3; fetch it again",
+        ),
+        (
+            lambda refs, known: known["annotations"].append(known["annotations"][0]),
+            r"1 annotation ids are twice in instances\.json: 1",
+        ),
+        (lambda refs, known: refs[4].update(ref_id=2), r"1 ref_ids are there twice: 2;"),
+        (
+            lambda refs, known: refs[1]["sentences"][0].update(sent_id=0),
+            r"1 sent_ids are there twice: 0;",
+        ),
+        (
+            lambda refs, known: refs[3].update(sentences=[]),
+            r"1 references \(ref_id\) have no sentence: 3;",
+        ),
+        (lambda refs, known: refs[0].pop("ann_id"), "not in RefCOCO's format: KeyError 'ann_id'"),
+        (lambda refs, known: known.pop("images"), "not in RefCOCO's format: KeyError 'images'"),
+    ],
+)
+def test_files_that_contradict_themselves(
+    folder: Path, tmp_path: Path, change: Callable[..., None], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        read_split(changed(folder, tmp_path, change), "train")
+
+
+def test_masks_that_cannot_be_used(folder: Path, tmp_path: Path) -> None:
+    def change(references: list[dict[str, Any]], instances: dict[str, Any]) -> None:
+        first, second, third = instances["annotations"][:3]
+        size = first["segmentation"]["size"]
+        first["segmentation"] = {"size": size, "counts": [size[0] * size[1]]}
+        second["segmentation"] = {"size": [size[1], size[0]], "counts": [size[0] * size[1] - 1, 1]}
+        third["segmentation"] = [[1.0, 2.0]]
+
+    image = read_split(changed(folder, tmp_path, change), "train")[0]
+    for item, message in zip(
+        image.objects,
+        (r"reference 0 \(scene_train_000000\.jpg\): the mask is empty", "mask is", "not polygons"),
+        strict=False,
+    ):
+        with pytest.raises(DataError, match=message):
+            image.mask(item)
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["data/images", "data/train2014", "data/images/train2014", "images/mscoco/images/train2014"],
+)
+def test_pictures_are_found_in_the_usual_places(folder: Path, tmp_path: Path, place: str) -> None:
+    root = tmp_path / "data"
+    (root / "images").mkdir(parents=True)
+    for name in ("refs(unc).p", "instances.json"):
+        (root / name).write_bytes((folder / name).read_bytes())
+    split = read_split(root, "val")
+    assert len(missing_pictures(image.path for image in split)) == 3
+    with pytest.raises(DataError, match=r"3 of 3 pictures are missing in .*data/images: scene_val"):
+        require_pictures(image.path for image in split)
+    (tmp_path / place).mkdir(parents=True, exist_ok=True)
+    for image in read_split(folder, "val") + read_split(folder, "train"):
+        (tmp_path / place / image.path.name).write_bytes(image.path.read_bytes())
+    for found in (read_split(root, "val"), read_split(root, "val", images=tmp_path / place)):
+        assert {image.path.parent for image in found} == {tmp_path / place}
+        require_pictures(image.path for image in found)
+
+
+def test_coco_pictures_come_with_their_address() -> None:
+    with pytest.raises(DataError, match=r"1 of 1 .*train2014\.zip"):
+        require_pictures([Path("nowhere/COCO_train2014_000000000009.jpg")])
 
 
 def test_every_kind_of_segmentation() -> None:

@@ -24,8 +24,7 @@ class Count:
     expressions: int | None
 
 
-# As the paper gives them (section 4.1); expressions of RefCOCO+'s splits and of RefCOCOg's as in
-# the works that its table 3 compares with.
+# As the paper counts them in its section on data sets.
 PUBLISHED: Mapping[str, Mapping[str, Count]] = {
     "refcoco": {
         "train": Count(None, None, 120_624),
