@@ -1,49 +1,55 @@
-"""`cris-bench`: the engine against PyTorch on this machine; `cris-bench kernels`: the mask step."""
+"""`cris-bench`: the engine among its peers on this machine; its subcommands are files beside."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
+import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Final, TypeVar
 
 from tqdm import tqdm
 
+from cris_bench.options import (
+    DEFAULT_SCOPES,
+    QUICK_ROUNDS,
+    ROUNDS,
+    BenchOptions,
+)
+from cris_bench.record import Scope, to_json, write_record
+from cris_deploy.backends import AUTO, BackendName, Compute
 from cris_deploy.cli import guarded
+from cris_deploy.errors import InputError
 
-if TYPE_CHECKING:
-    from cris_bench.network import NetworkResult
+SUBCOMMANDS: Final = ("kernels", "compare", "report")
+ALL: Final = "all"
 
-# From here on a table says that its machine was not quiet.
-NOISY = 0.15
+_E = TypeVar("_E", bound=StrEnum)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Dispatch to a benchmark. Exit 0, or 2 for unusable input."""
-    argv = sys.argv[1:] if argv is None else list(argv)
-    if argv[:1] == ["kernels"]:
-        from cris_bench import kernels
-
-        return kernels.main(argv[1:])
-    args = _parser().parse_args(argv)
+    """Dispatch to a subcommand, or measure. Exit 0, or 2 for unusable input."""
+    given = sys.argv[1:] if argv is None else list(argv)
+    if given and given[0] in SUBCOMMANDS:
+        command: Callable[[Sequence[str]], int] = importlib.import_module(
+            f"cris_bench.{given[0]}"
+        ).main
+        return command(given[1:])
+    args = _parser().parse_args(given)
 
     def run() -> int:
-        # torch takes seconds to import: not for --help
-        from cris_bench import network
+        options = _options(args, given)
+        # torch takes seconds to import: not for --help, nor for a typing error
+        from cris_bench.run import run as measure
+        from cris_bench.table import terminal
 
-        options = network.NetworkOptions(
-            args.ckpt, args.warmup, args.iterations, args.threads, args.int8, args.expressions
-        )
         with tqdm(unit="pass", leave=False, disable=None) as bar:
-            result = network.run(options, lambda line: bar.write(line, file=sys.stderr), bar.update)
-        record = json.dumps(dataclasses.asdict(result), indent=2)
+            record = measure(options, lambda line: bar.write(line, file=sys.stderr), bar.update)
         if args.output is not None:
-            args.output.parent.mkdir(parents=True, exist_ok=True)
-            args.output.write_text(record + "\n", encoding="utf-8")
-        print(record if args.json else _table(result))
+            write_record(args.output, record)
+        print(to_json(record) if args.json else terminal(record))
         return 0
 
     return guarded("cris-bench", run)
@@ -52,59 +58,97 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cris-bench",
-        description="Time the network alone as the reference does (batch 1, one random image and "
-        "expression, one by one), PyTorch eager against the engine in one run. "
-        "`cris-bench kernels` times the mask step.",
+        description="Time CRIS on this machine: PyTorch eager, torch.compile and plain exports "
+        "against the engine, in interleaved rounds. Without arguments: the paper's full-size RN50 "
+        "with random weights, the network alone and end to end.",
+        epilog="Subcommands: cris-bench kernels (the mask step), cris-bench compare A B, "
+        "cris-bench report RECORD...",
     )
-    parser.add_argument(
-        "--ckpt", type=Path, metavar="FILE", help="model (default: RN50 with random weights)"
+    add = parser.add_argument
+    add("--ckpt", type=Path, metavar="FILE", help="model (default: RN50 with random weights)")
+    add("--bundle", type=Path, metavar="DIR", help="this bundle; with --ckpt also its peers")
+    add(
+        "--scopes",
+        default=",".join(DEFAULT_SCOPES),
+        metavar="LIST",
+        help=f"all, or some of {', '.join(Scope)} (default: {','.join(DEFAULT_SCOPES)})",
     )
-    parser.add_argument("--warmup", type=int, default=5, metavar="N", help="untimed rounds (5)")
-    parser.add_argument(
+    add("--device", default=AUTO, metavar="NAME", help="auto, cpu or cuda (auto)")
+    add("--backend", metavar="LIST", help=f"some of {', '.join(BackendName)} (all installed)")
+    add("--precision", metavar="LIST", help=f"some of {', '.join(Compute)} (all that can be had)")
+    add("--batch", default="1", metavar="LIST", help="images of a pass, such as 1,8 (1)")
+    add("--expressions", default="1", metavar="LIST", help="expressions for one image (1)")
+    add("--image-size", default="1920x1080", metavar="WxH", help="of a picture (1920x1080)")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: all)")
+    add("--clients", type=int, default=0, metavar="N", help="also throughput under N threads")
+    add("--no-peers", action="store_true", help="leave torch.compile and plain exports out")
+    add("--quick", action="store_true", help="few rounds; no torch.compile, int8, ceilings")
+    add("--eval", type=Path, metavar="DATA", help="also the bundles' accuracy on a data set")
+    add("--eval-limit", type=int, default=0, metavar="N", help="its first N pictures (all)")
+    add("--warmup", type=int, metavar="N", help=f"untimed rounds ({ROUNDS[0]})")
+    add(
         "--iterations",
         type=int,
-        default=30,
         metavar="N",
-        help="timed rounds (30; the reference has 400, on a GPU)",
+        help=f"timed rounds ({ROUNDS[1]}; the reference has 400, on a GPU)",
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
-    parser.add_argument("--int8", action="store_true", help="also quantise the model and time it")
-    parser.add_argument(
-        "--expressions",
-        type=int,
-        default=1,
-        metavar="N",
-        help="also time N expressions on the one image, per mask",
-    )
-    parser.add_argument("--json", action="store_true", help="print the record, raw times included")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="also write the record")
+    add("--json", action="store_true", help="print the record, raw times included")
+    add("-o", "--output", type=Path, metavar="FILE", help="also write the record")
     return parser
 
 
-def _table(result: NetworkResult) -> str:
-    machine = result.machine
-    lines = [
-        f"{result.architecture}, {result.parameters / 1e6:.2f} M parameters, "
-        f"{result.input_size} x {result.input_size}, {result.word_len} tokens, batch 1, "
-        f"network only",
-        f"{machine.cpu}, {machine.cores} cores; Python {machine.python}, "
-        + ", ".join(f"{name} {version}" for name, version in machine.versions.items()),
-        "",
-        f"{'':<36}{'ms a mask':>10}{'FPS':>8}{'x':>7}{'spread':>9}{'logit error':>13}",
-    ]
-    for contestant in result.contestants:
-        timing = contestant.timing
-        noisy = "  noisy" if timing.spread > NOISY else ""
-        lines.append(
-            f"{timing.name:<36}{contestant.mask_ms:>10.1f}{1e3 / contestant.mask_ms:>8.2f}"
-            f"{contestant.ratio:>7.2f}{timing.spread:>8.1%}{contestant.logit_error:>13.1e}{noisy}"
-        )
-    if result.paper_fps is not None:
-        lines.append(
-            f"{'paper, Table 1, V100 GPU':<36}{1e3 / result.paper_fps:>10.1f}"
-            f"{result.paper_fps:>8.2f}"
-        )
-    return "\n".join(lines)
+def _options(args: argparse.Namespace, given: Sequence[str]) -> BenchOptions:
+    width, height = _size(args.image_size)
+    warmup, iterations = QUICK_ROUNDS if args.quick else ROUNDS
+    return BenchOptions(
+        scopes=_scopes(args.scopes),
+        checkpoint=args.ckpt,
+        bundle=args.bundle,
+        device=args.device,
+        backends=_names(BackendName, "--backend", args.backend),
+        computes=_names(Compute, "--precision", args.precision),
+        batches=_numbers("--batch", args.batch),
+        expressions=_numbers("--expressions", args.expressions),
+        image_height=height,
+        image_width=width,
+        warmup=warmup if args.warmup is None else args.warmup,
+        iterations=iterations if args.iterations is None else args.iterations,
+        threads=args.threads,
+        clients=args.clients,
+        peers=not args.no_peers,
+        quick=args.quick,
+        evaluate=args.eval,
+        eval_limit=args.eval_limit,
+        command=tuple(given),
+    )
+
+
+def _scopes(text: str) -> tuple[Scope, ...]:
+    return tuple(Scope) if text == ALL else _names(Scope, "--scopes", text)
+
+
+def _names(enum: type[_E], flag: str, text: str | None) -> tuple[_E, ...]:
+    if text is None:
+        return ()
+    try:
+        return tuple(dict.fromkeys(enum(part.strip()) for part in text.split(",")))
+    except ValueError:
+        raise InputError(f"{flag} {text}: give some of {', '.join(enum)}, with commas") from None
+
+
+def _numbers(flag: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"{flag} {text}: give numbers with commas, such as 1,8") from None
+
+
+def _size(text: str) -> tuple[int, int]:
+    try:
+        width, height = (int(part) for part in text.lower().split("x"))
+    except ValueError:
+        raise InputError(f"--image-size {text}: give width x height, such as 1920x1080") from None
+    return width, height
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,33 @@ class Timing:
         return (high - low) / middle
 
 
+@dataclass(frozen=True)
+class Pass:
+    """A pass that takes something new each time, the making of which is not timed.
+
+    Attributes:
+        run: What is timed; returns when its work is done, with a `Clocked` if it timed itself.
+        prepare: Makes the argument of `run`.
+    """
+
+    run: Callable[[Any], object]
+    prepare: Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Clocked:
+    """What a pass returns that has a better clock than the wall's: a GPU's, say."""
+
+    seconds: float
+
+
 def interleave(
-    contestants: Mapping[str, Callable[[], object]],
+    contestants: Mapping[str, Callable[[], object] | Pass],
     *,
     warmup: int,
     iterations: int,
     tick: Callable[[], object] = lambda: None,
+    pause: float = 0.0,
 ) -> list[Timing]:
     """Time contestants in turn: one pass of each, then the next round.
 
@@ -56,13 +78,12 @@ def interleave(
         warmup: Untimed rounds first.
         iterations: Timed rounds.
         tick: Called after every pass, for a progress bar.
+        pause: Seconds before a pass, in which the threads of the one before it stop spinning.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for round_ in range(warmup + iterations):
-        for name, run in contestants.items():
-            start = time.perf_counter()
-            run()
-            elapsed = time.perf_counter() - start
+        for name, contestant in contestants.items():
+            elapsed = _time(contestant, pause)
             if round_ >= warmup:
                 seconds[name].append(elapsed)
             tick()
@@ -75,3 +96,19 @@ def paired_ratio(baseline: Timing, other: Timing) -> float:
         slow / fast for slow, fast in zip(baseline.seconds, other.seconds, strict=True)
     ]
     return statistics.median(ratios)
+
+
+def _time(contestant: Callable[[], object] | Pass, pause: float) -> float:
+    run: Callable[[], object]
+    if isinstance(contestant, Pass):
+        given, whole = contestant.prepare(), contestant.run
+
+        def run() -> object:
+            return whole(given)
+    else:
+        run = contestant
+    time.sleep(pause)
+    start = time.perf_counter()
+    result = run()
+    elapsed = time.perf_counter() - start
+    return result.seconds if isinstance(result, Clocked) else elapsed

@@ -1,0 +1,101 @@
+"""What `cris-bench` is asked to measure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cris_bench.record import Scope
+from cris_deploy.backends import AUTO, BackendName, Compute, Device
+from cris_deploy.errors import InputError
+
+DEFAULT_SCOPES = (Scope.NETWORK, Scope.END_TO_END)
+# What a new process does once: timed in children, each contestant by itself.
+ALONE = (Scope.LOAD, Scope.FIRST_CALL)
+ONLY_CUDA = (Scope.DEVICE,)
+# On a GPU the stages are queued, and their runs cannot be told from the engine around them.
+ONLY_CPU = (Scope.OVERHEAD,)
+QUICK_ROUNDS = (1, 5)
+ROUNDS = (5, 30)
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """How to run the benchmark.
+
+    Attributes:
+        scopes: What to time.
+        checkpoint: Model to time; None for the full-size RN50 with random weights.
+        bundle: Bundle to time as it is; alone it leaves PyTorch and plain exports out, beside
+            `checkpoint` it must be that checkpoint's.
+        device: "auto" is the GPU where PyTorch and a backend can use one.
+        backends: Which must take part; empty for all that are installed.
+        computes: Arithmetic to time; empty for all that the bundles allow.
+        batches: Images of a pass, scope NETWORK.
+        expressions: Expressions for one image, scopes NETWORK and END_TO_END.
+        image_height: Of the image in the scopes that start from one, pixels.
+        image_width: Likewise.
+        warmup: Untimed rounds (the reference has 100, on a GPU).
+        iterations: Timed rounds (the reference has 400).
+        threads: CPU threads of each contestant; None for all cores.
+        clients: Threads that call one engine at once, for throughput; 0 for none.
+        peers: Also time torch.compile and plain exports.
+        quick: Leave out what takes long: torch.compile, int8, the ceilings.
+        evaluate: Folder of a data set to measure each bundle's accuracy on.
+        eval_limit: Pictures of it, from the first; 0 for all.
+        command: Arguments as they were given, for the record.
+    """
+
+    scopes: tuple[Scope, ...] = DEFAULT_SCOPES
+    checkpoint: Path | None = None
+    bundle: Path | None = None
+    device: str = AUTO
+    backends: tuple[BackendName, ...] = ()
+    computes: tuple[Compute, ...] = ()
+    batches: tuple[int, ...] = (1,)
+    expressions: tuple[int, ...] = (1,)
+    image_height: int = 1080
+    image_width: int = 1920
+    warmup: int = ROUNDS[0]
+    iterations: int = ROUNDS[1]
+    threads: int | None = None
+    clients: int = 0
+    peers: bool = True
+    quick: bool = False
+    evaluate: Path | None = None
+    eval_limit: int = 0
+    command: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.scopes:
+            raise InputError(f"--scopes is empty: give all, or some of {', '.join(Scope)}")
+        if self.device not in (AUTO, *Device):
+            raise InputError(f"--device {self.device!r}: give one of {', '.join([AUTO, *Device])}")
+        least = (
+            ("--warmup", self.warmup, 0),
+            ("--iterations", self.iterations, 1),
+            ("--clients", self.clients, 0),
+            ("--eval-limit", self.eval_limit, 0),
+            ("--image-size", min(self.image_height, self.image_width), 1),
+            ("--batch", min(self.batches, default=0), 1),
+            ("--expressions", min(self.expressions, default=0), 1),
+            ("--threads", 1 if self.threads is None else self.threads, 1),
+        )
+        for flag, value, limit in least:
+            if value < limit:
+                raise InputError(f"{flag} must be {limit} or more, not {value}")
+        if self.evaluate is not None and self.bundle is None and self.checkpoint is None:
+            raise InputError(
+                "--eval needs --bundle DIR or --ckpt FILE: random weights segment nothing"
+            )
+
+    def check_for(self, device: Device) -> None:
+        """Refuse scopes that a device does not have; "all" leaves them out by itself.
+
+        Raises:
+            InputError: names the scope.
+        """
+        lacking, other = (ONLY_CUDA, "cuda") if device is Device.CPU else (ONLY_CPU, "cpu")
+        for scope in self.scopes:
+            if scope in lacking and set(self.scopes) != set(Scope):
+                raise InputError(f"--scopes {scope} is measured on {other} only, not on {device}")

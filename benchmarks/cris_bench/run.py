@@ -1,0 +1,187 @@
+"""One run of `cris-bench`, from its options to its record."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from cris_bench import machine
+from cris_bench.ceilings import measure_ceilings
+from cris_bench.clients import Segment, measure_clients
+from cris_bench.contestants import Identity
+from cris_bench.memory import measure_alone
+from cris_bench.options import ALONE, BenchOptions
+from cris_bench.ours import STAGES, Way, find_ways
+from cris_bench.record import Accuracy, Ceiling, Clients, Memory, Record, StageWork
+from cris_bench.scopes import Results, Tick, race, shapes, stage_medians
+from cris_bench.starters import Starters, choose_device, open_starters
+from cris_bench.subject import Step, Subject, prepare
+from cris_deploy.backends import BackendName
+from cris_deploy.text import TruncationWarning
+from cris_train.measure import EvalOptions, measure
+
+
+def run(options: BenchOptions, step: Step, tick: Tick) -> Record:
+    """Measure everything that was asked for.
+
+    Args:
+        options: What to measure.
+        step: Called with a line before each step.
+        tick: Called after every pass.
+
+    Raises:
+        InputError: an option cannot be used.
+        CheckpointError: the checkpoint cannot be used.
+        BundleError: the bundle cannot be used.
+        BackendError: a device, backend or arithmetic that was asked for cannot be had.
+        DataError: the data set cannot be used.
+    """
+    device = choose_device(options)
+    options.check_for(device)
+    with (
+        tempfile.TemporaryDirectory(prefix="cris-bench-") as name,
+        torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+        _threads(options.threads),
+        warnings.catch_warnings(),
+    ):
+        # Made-up expressions may be longer than a small model's, which costs no time.
+        warnings.simplefilter("ignore", TruncationWarning)
+        folder = Path(name)
+        subject = prepare(options, device, folder, step)
+        ways, absent = find_ways(
+            subject.bundles,
+            device,
+            options.backends,
+            subject.computes,
+            strict=bool(options.computes),
+        )
+        results = Results()
+        memory: list[Memory] = []
+        with open_starters(options, device, folder, subject, ways, step) as starters:
+            for shape in shapes(options):
+                field = starters.field(shape, step)
+                step(
+                    f"images {shape.batch}, expressions {shape.expressions}: "
+                    f"{options.warmup} + {options.iterations} interleaved rounds"
+                )
+                race(field, shape, options, results, tick)
+                del field  # plain exports' runtimes hold as much as the model
+            clients = tuple(_clients(starters, step, tick))
+        if set(options.scopes) & set(ALONE):
+            step("each contestant in processes of its own")
+            rows, memory = measure_alone(starters.alone(step), options.scopes, tick)
+            results.rows += rows
+        ceilings: tuple[Ceiling, ...] = ()
+        if not options.quick:
+            step("the ceilings of this machine")
+            ceilings = measure_ceilings(ways, options.threads)
+        accuracy = tuple(_accuracy(subject, ways, options, step))
+    return Record(
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        command=options.command,
+        commit=machine.commit(),
+        machine=machine.describe(),
+        model=subject.facts,
+        warmup=options.warmup,
+        iterations=options.iterations,
+        threads=options.threads,
+        image_height=options.image_height,
+        image_width=options.image_width,
+        rows=tuple(results.rows),
+        clients=clients,
+        memory=tuple(memory),
+        ceilings=ceilings,
+        work=tuple(_work(subject, ways, results, options.iterations)),
+        bundles=subject.bundle_facts,
+        absent=(*starters.absent, *absent),
+        accuracy=accuracy,
+        paper_fps=subject.paper_fps,
+    )
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """PyTorch's threads, which belong to the whole process."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _clients(starters: Starters, step: Step, tick: Tick) -> Iterator[Clients]:
+    """Throughput of PyTorch eager and of every engine, also with as many streams as cores."""
+    options = starters.options
+    if not options.clients:
+        return
+
+    def measured(who: Identity, segment: Segment) -> Clients:
+        step(f"{options.clients} clients of {who.name}")
+        return measure_clients(
+            who,
+            segment,
+            threads=options.clients,
+            calls=options.iterations,
+            height=options.image_height,
+            width=options.image_width,
+            tick=tick,
+        )
+
+    if starters.eager is not None:
+        yield measured(starters.eager.identity, starters.eager.segment)
+    streams = min(options.clients, machine.cores())
+    for engine in starters.ours:
+        yield measured(engine.identity, engine.engine.segment)
+        if engine.way.backend is BackendName.OPENVINO and streams > 1:
+            who = dataclasses.replace(engine.identity, name=f"{engine.way.name}, {streams} streams")
+            with engine.way.open(options.threads, streams) as parallel:
+                yield measured(who, parallel.segment)
+
+
+def _work(
+    subject: Subject, ways: Sequence[Way], results: Results, iterations: int
+) -> Iterator[StageWork]:
+    bundles = {way.name: way.bundle for way in ways}
+    for name, stage, seconds in stage_medians(results.stages, iterations):
+        operations, weights = subject.work[bundles[name]][stage]
+        if stage in STAGES and operations:
+            yield StageWork(stage.value, operations, weights, seconds, name)
+
+
+def _accuracy(
+    subject: Subject, ways: Sequence[Way], options: BenchOptions, step: Step
+) -> Iterator[Accuracy]:
+    """What `cris-eval` says of the very bundles that were timed."""
+    if options.evaluate is None:
+        return
+    for way in ways:
+        step(f"evaluating {way.name} on {options.evaluate}")
+        report = measure(
+            EvalOptions(
+                data=options.evaluate,
+                bundle=way.path,
+                backend=way.backend.value,
+                device=way.device.value,
+                precision=way.compute.value,
+                limit=options.eval_limit,
+            )
+        )
+        for score in report.splits:
+            yield Accuracy(
+                name=way.name,
+                mean_iou=score.mean_iou,
+                overall_iou=score.overall_iou,
+                precision=score.precision,
+                expressions=score.expressions,
+                data=report.data,
+                split=score.split,
+            )
