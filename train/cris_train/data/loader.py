@@ -150,8 +150,9 @@ class Feed:
                 return
 
     def _parts(self) -> Iterator[Part]:
-        with one_cv2_thread():  # the first pass starts the workers
-            parts: Iterator[Part] = iter(self._loader)
+        if self._plan.workers:  # the first pass starts them
+            one_cv2_thread()
+        parts: Iterator[Part] = iter(self._loader)
         while True:
             try:
                 part = next(parts)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -140,19 +139,14 @@ def generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
     return np.random.default_rng([seed, epoch, stream])
 
 
-@contextmanager
-def one_cv2_thread() -> Iterator[None]:
-    """Stop OpenCV's thread pool for a while.
+def one_cv2_thread() -> None:
+    """End OpenCV's thread pool in this process, for good.
 
     A forked process has the pool's records and none of its threads: its first call of OpenCV, even
-    `setNumThreads`, would wait for them for ever.
+    `setNumThreads`, would wait for them for ever. And a pool that is ended and made again many
+    times crashes now and then (OpenCV 5.0).
     """
-    count = cv2.getNumThreads()
     cv2.setNumThreads(1)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(count)
 
 
 def _entries(data: ReferData, draw: Draw) -> list[Entry]:

@@ -100,11 +100,11 @@ def profile(data: ReferData, images_per_batch: int) -> dict[str, float]:
     """
     count = min(images_per_batch, len(data))
     clock, rounds = _Clock(), max(1, PROFILED // count)
-    with one_cv2_thread():  # as in a worker
-        _one_batch(data, range(count), _Clock())  # pays for tables and fresh memory
-        for number in range(rounds):
-            chosen = [(number * count + row) % len(data) for row in range(count)]
-            _one_batch(data, chosen, clock)
+    one_cv2_thread()  # as in a worker
+    _one_batch(data, range(count), _Clock())  # pays for tables and fresh memory
+    for number in range(rounds):
+        chosen = [(number * count + row) % len(data) for row in range(count)]
+        _one_batch(data, chosen, clock)
     return {step: 1e3 * spent / (rounds * count) for step, spent in clock.seconds.items()}
 
 
