@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+
+from cris_deploy.versions import versions_of
 
 PACKAGES = (
     "cris-deploy",
@@ -57,12 +58,6 @@ def cores() -> int:
 def describe() -> Machine:
     """Look at the machine this runs on."""
     model, flags = _cpuinfo()
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return Machine(
         cpu=model or platform.processor() or platform.machine(),
         cores=cores(),
@@ -71,7 +66,7 @@ def describe() -> Machine:
         ),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
-        versions=versions,
+        versions=versions_of(PACKAGES),
         clock_mhz=_clock(),
         gpu=_gpu(),
     )

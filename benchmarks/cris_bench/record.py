@@ -18,6 +18,7 @@ from typing import Final
 
 from cris_bench.machine import Machine
 from cris_bench.strict_json import plain, positive, read, times
+from cris_bench.timing import spread
 from cris_deploy.errors import InputError
 from cris_train.files import write_whole
 
@@ -113,10 +114,7 @@ class Row:
     @property
     def spread(self) -> float:
         """Interquartile range over median; NaN of fewer than four passes or a difference."""
-        if len(self.seconds) < 4 or self.scope is Scope.OVERHEAD:
-            return math.nan
-        low, middle, high = statistics.quantiles(self.seconds, n=4)
-        return (high - low) / middle
+        return math.nan if self.scope is Scope.OVERHEAD else spread(self.seconds)
 
     @property
     def noisy(self) -> bool:

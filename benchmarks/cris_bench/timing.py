@@ -34,10 +34,15 @@ class Timing:
     @property
     def spread(self) -> float:
         """Interquartile range over median: how far the machine can be trusted."""
-        if len(self.seconds) < 4:
-            return float("nan")
-        low, middle, high = statistics.quantiles(self.seconds, n=4)
-        return (high - low) / middle
+        return spread(self.seconds)
+
+
+def spread(seconds: Sequence[float]) -> float:
+    """Interquartile range over median; NaN of fewer than four."""
+    if len(seconds) < 4:
+        return float("nan")
+    low, middle, high = statistics.quantiles(seconds, n=4)
+    return (high - low) / middle
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ BackendError that says what to install. Only `auto` chooses, and says what it ch
 """
 
 import importlib
-import importlib.metadata
 import importlib.util
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from cris_deploy.bundle import Bundle
 from cris_deploy.errors import BackendError, InputError
 from cris_deploy.manifest import GraphName, Precision
+from cris_deploy.versions import versions_of
 
 AUTO: Final = "auto"
 
@@ -289,12 +289,7 @@ def _reason(
 
 
 def _version(entry: _Entry) -> str | None:
-    for distribution in entry.distributions:
-        try:
-            return importlib.metadata.version(distribution)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return None
+    return next(iter(versions_of(entry.distributions).values()), None)
 
 
 def _parse(enum: type[_E], argument: str, value: str) -> _E:

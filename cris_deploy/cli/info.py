@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import importlib.metadata
 import json
 import os
 import platform
@@ -17,6 +16,7 @@ from typing import Final
 from cris_deploy.backends import BackendName, BackendStatus, status
 from cris_deploy.cli import guarded
 from cris_deploy.mask import KernelsBuild, KernelsStatus, kernels_status
+from cris_deploy.versions import version_of
 
 _PACKAGES: Final[Mapping[str, tuple[str, ...]]] = {
     "runtime": (
@@ -74,13 +74,13 @@ class Info:
 def collect() -> Info:
     """Look at this machine and installation."""
     return Info(
-        cris_deploy=_version("cris-deploy"),
+        cris_deploy=version_of("cris-deploy"),
         python=f"{platform.python_implementation()} {platform.python_version()}",
         platform=platform.platform(),
         cpu=_cpu(Path("/proc/cpuinfo")),
         gpus=_gpus(),
         packages={
-            group: {name: _version(name) for name in names} for group, names in _PACKAGES.items()
+            group: {name: version_of(name) for name in names} for group, names in _PACKAGES.items()
         },
         backends=tuple(status(name) for name in BackendName),
         kernels=kernels_status(),
@@ -121,13 +121,6 @@ def describe(info: Info) -> str:
         lines += ["", f"Packages: {group}"]
         lines += [f"  {name:<24}{version or '-'}" for name, version in packages.items()]
     return "\n".join(lines)
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _cpu(cpuinfo: Path) -> Cpu:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import gc
-import importlib.metadata
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ from cris_deploy.errors import InputError, ParityError
 from cris_deploy.manifest import DEFAULT_MIN_IOU, TypeShare
 from cris_deploy.plans import PlanRecord
 from cris_deploy.text import Tokenizer
+from cris_deploy.versions import version_of
 from cris_export import samples, trace, verify
 from cris_export.engines import EngineKind, EngineOptions, build_engines, choose_engine
 from cris_export.float32 import Reference, measure_stages, write_reference
@@ -323,10 +323,4 @@ def _failure(
 
 
 def _versions() -> dict[str, str]:
-    versions = {}
-    for name in VERSIONS_OF:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    return versions
+    return {name: version_of(name) or "not installed" for name in VERSIONS_OF}

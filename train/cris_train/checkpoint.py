@@ -8,9 +8,7 @@ so that an export needs no flag, and where a run can go on `training`; the refer
 from __future__ import annotations
 
 import hashlib
-import os
 import pickle
-import tempfile
 import warnings
 import zipfile
 from collections import Counter
@@ -23,6 +21,7 @@ import torch
 from torch import Tensor
 
 from cris_deploy.errors import CheckpointError, InputError
+from cris_train.files import replacing
 from cris_train.model import Cris, CrisConfig
 
 PREFIX = "module."
@@ -156,19 +155,8 @@ def save(
     }
     if training is not None:
         content["training"] = dict(training)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-    partial = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.chmod(0o644)  # mkstemp makes it private
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with replacing(path) as file:
+        torch.save(content, file)
     return path
 
 

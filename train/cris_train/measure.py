@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import time
 from collections import defaultdict
@@ -21,6 +20,7 @@ from cris_deploy.backends import AUTO, Compute, Device
 from cris_deploy.bundle import MANIFEST, Bundle
 from cris_deploy.engine import Engine
 from cris_deploy.errors import BackendError, CrisError, DataError, InputError
+from cris_deploy.versions import versions_of
 from cris_train import checkpoint as checkpoints
 from cris_train.data.refer import ReferImage, pick
 from cris_train.data.scenes_to_refer import KINDS_FILE
@@ -136,7 +136,7 @@ def measure(
         limit=options.limit,
         splits=scores,
         seconds=round(seconds, 3),
-        versions=_versions(),
+        versions=versions_of(_PACKAGES),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
@@ -289,13 +289,3 @@ def _kinds(data: Path) -> dict[int, str]:
         return {int(k): str(v) for k, v in json.loads(path.read_text(encoding="utf-8")).items()}
     except (OSError, ValueError, AttributeError) as error:
         raise DataError(f"{path} cannot be read: {error}; generate the scenes again") from error
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cris_export.int8.calibration import LEVELS, Observation
 from cris_export.int8.rounding import Rounded, round_weight
-from cris_export.int8.sites import Site, drop_unused_weights, new_weight
+from cris_export.int8.sites import Site, drop_unused_weights, is_picture, new_weight
 
 # Room for what the samples did not show. A matrix's largest values are few and steer attentions:
 # clipping those of an unseen expression costs more than a coarser step. In a picture they are many.
@@ -54,8 +54,7 @@ def quantise(
             _round_centred(model, value, layers[value], middle, rounded)
         else:
             readers = [(user, index) for user, index in value.uses()]
-            is_picture = value.shape is not None and len(value.shape) == 4
-            step = observation.step(margin=1.0 if is_picture else _MATRIX_MARGIN)
+            step = observation.step(margin=1.0 if is_picture(value) else _MATRIX_MARGIN)
             _round_activation(model, value, step, readers)
     for site in sites:
         if site.whole and site.node.op_type == "Conv":

@@ -66,7 +66,7 @@ def find_sites(model: ir.Model) -> list[Site]:
             outputs, inputs = inputs, outputs
         sizes = weight.shape.numpy()
         if min(sizes[outputs], sizes[inputs]) >= LEAST_CHANNELS:
-            whole = source.producer() is not None or _is_picture(source)
+            whole = source.producer() is not None or is_picture(source)
             sites.append(Site(node, source, weight, outputs, inputs, whole))
     return sites
 
@@ -157,7 +157,8 @@ def _is_weight(value: ir.Value) -> bool:
     )
 
 
-def _is_picture(value: ir.Value) -> bool:
+def is_picture(value: ir.Value) -> bool:
+    """True for (n, C, h, w), False for rows of channels."""
     return value.shape is not None and len(value.shape) == 4
 
 
