@@ -16,6 +16,8 @@ from cris_train.loop import train
 from tests import in_double
 from tests.training import content, losses, rows, tiny_recipe, write_recipe
 
+ROUNDING = 3e-5  # of a loss in float32; what it is to tell apart differs by 1e-2
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -83,10 +85,11 @@ def test_two_processes_give_the_model_of_one(
     said = torchrun(recipe(folder, tmp_path / "two"), tmp_path)
     assert "2 processes" in said
     assert said.count("best mIoU") == 1  # one of them talks
-    # The same numbers are summed in another order: float32's 6e-8 a sum. The first loss shows no
-    # more than that. Then Adam divides every gradient by its size, and small ones are mostly
-    # rounding: at this learning rate 3e-5 of the way when written.
-    assert losses(tmp_path / "two")[0] == pytest.approx(losses(alone)[0], rel=1e-6)
+    # The same numbers are summed in another order: float32's 6e-8 a sum, and how many sums depends
+    # on the threads and the instructions of the machine (3e-6 at most when written). The first loss
+    # shows no more than that. Then Adam divides every gradient by its size, and small ones are
+    # mostly rounding: at this learning rate 3e-5 of the way.
+    assert losses(tmp_path / "two")[0] == pytest.approx(losses(alone)[0], rel=ROUNDING)
     assert losses(tmp_path / "two") == pytest.approx(losses(alone), rel=2e-3)
     assert apart(alone, tmp_path / "two", untrained) < 1e-3
     ours, theirs = rows(tmp_path / "two")[-1], rows(alone)[-1]
@@ -147,6 +150,6 @@ def test_parts_of_a_step_in_two_processes(folder: Path, tmp_path: Path) -> None:
     train(recipe(folder, tmp_path / "one", accumulate=4, **changes), lambda _: None)
     torchrun(recipe(folder, tmp_path / "two", accumulate=2, **changes), tmp_path)
     # As above; the second loss shows that the first step was the same.
-    assert losses(tmp_path / "two")[0] == pytest.approx(losses(tmp_path / "one")[0], rel=1e-6)
+    assert losses(tmp_path / "two")[0] == pytest.approx(losses(tmp_path / "one")[0], rel=ROUNDING)
     assert losses(tmp_path / "two")[1] == pytest.approx(losses(tmp_path / "one")[1], rel=2e-3)
     assert losses(tmp_path / "two")[1] != pytest.approx(losses(tmp_path / "one")[0], rel=0.02)
