@@ -71,13 +71,13 @@ def _int8_product(backend: BackendName, threads: int | None, side: int) -> Calla
     model = _quantised_product(side)
     left = np.random.default_rng(0).integers(0, 255, (side, side), np.uint8)
     if backend is BackendName.OPENVINO:
-        import openvino
+        from cris_deploy.backends.openvino import core
 
         config: dict[str, object] = {"INFERENCE_PRECISION_HINT": "f32"}
         if threads is not None:
             config["INFERENCE_NUM_THREADS"] = threads
-        core = openvino.Core()
-        compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU", config)
+        graph = core().read_model(model.SerializeToString())
+        compiled = core().compile_model(graph, "CPU", config)
         request = compiled.create_infer_request()
         return lambda: request.infer([left], share_inputs=True, share_outputs=True)
     import onnxruntime

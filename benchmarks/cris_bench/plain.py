@@ -67,12 +67,14 @@ class OpenVino:
     def __init__(self, path: Path, threads: int | None, hint: str | None = None) -> None:
         import openvino
 
+        from cris_deploy.backends.openvino import core
+
         config: dict[str, object] = {}
         if hint is not None:
             config["INFERENCE_PRECISION_HINT"] = hint
         if threads is not None:
             config["INFERENCE_NUM_THREADS"] = threads
-        self._compiled = openvino.compile_model(openvino.convert_model(str(path)), "CPU", config)
+        self._compiled = core().compile_model(openvino.convert_model(str(path)), "CPU", config)
         kind = self._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         compute = _COMPUTES[kind]
         self.identity = Identity(

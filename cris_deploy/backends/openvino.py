@@ -5,6 +5,7 @@ CPU one row fills the cores, its activations stay in the caches, and fixed shape
 than free ones.
 """
 
+import functools
 import hashlib
 import logging
 import os
@@ -52,7 +53,7 @@ def computes(precision: Precision, device: Device) -> tuple[Compute, ...]:
     Float16 weights are computed in float32 by default, which can only be closer to the original.
     Beside int8 layers bfloat16 is the default: its error is a tenth of theirs.
     """
-    has_bfloat16 = "BF16" in _module().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    has_bfloat16 = "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if precision is Precision.INT8:
         return (Compute.INT8_BF16, Compute.INT8) if has_bfloat16 else (Compute.INT8,)
     return (Compute.FP32, Compute.BF16) if has_bfloat16 else (Compute.FP32,)
@@ -63,10 +64,22 @@ def create(settings: Settings) -> Runtime:
     return _OpenVino(settings)
 
 
+@functools.cache
+def core() -> Any:
+    """The one `openvino.Core` of this process, never destroyed.
+
+    A core that loads the CPU plugin gives its thread a stack for signal handlers, and frees it when
+    it is destroyed. When two of them end in the order of their making, or one in another thread,
+    the thread is left with a stack that is gone (OpenVINO 2026.4): its next signal, an interrupt or
+    the end of a child, is a segmentation fault.
+    """
+    return _module().Core()
+
+
 class _OpenVino:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._core = _module().Core()
+        self._core = core()
 
     def load(self, bundle: Bundle, name: GraphName) -> Graph:
         settings = self._settings

@@ -1,5 +1,7 @@
 """OpenVINO against ONNX Runtime on the small bundle; its cache, its streams, its refusals."""
 
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -124,3 +126,28 @@ def test_a_run_that_fails_leaves_the_engine_usable(tiny_bundle, image, expected)
             with pytest.raises(BackendError, match="openvino failed"):
                 graph.run({name: np.zeros((1, 1), np.float32) for name in graph._inputs})
         check(engine.segment(image, EXPRESSIONS), expected)
+
+
+ENGINES_COME_AND_GO = """
+import os, signal, sys, threading
+from cris_deploy import Engine
+
+def engine():
+    return Engine(sys.argv[1], backend="openvino")
+
+first, second = engine(), engine()
+del first, second
+held = [engine()]
+thread = threading.Thread(target=held.clear)
+thread.start()
+thread.join()
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+def test_signals_are_handled_after_engines_are_gone(tiny_bundle):
+    """In a process of its own: with a core for each engine this is a segmentation fault."""
+    program = [sys.executable, "-c", ENGINES_COME_AND_GO, str(tiny_bundle)]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
