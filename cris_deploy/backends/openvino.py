@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cris_deploy.backends import Compute, Device, Graph, Runtime, Settings, one_line
+from cris_deploy.backends import Compute, Device, Graph, Runtime, Settings, one_line, winograd
 from cris_deploy.bundle import WEIGHTS, Bundle
 from cris_deploy.errors import BackendError
 from cris_deploy.manifest import GraphName, GraphSpec, Precision, TensorSpec
@@ -105,6 +105,8 @@ class _OpenVino:
     ) -> Any:
         model = self._core.read_model(path)
         model.reshape({tensor.name: _row(tensor) for tensor in spec.inputs})
+        if self._settings.compute is Compute.FP32:
+            winograd.rewrite(model)
         if cache is None:
             return self._core.compile_model(model, "CPU", config)
         try:

@@ -11,6 +11,7 @@ import onnx
 import pytest
 import torch
 
+from cris_deploy.backends import winograd
 from cris_deploy.bundle import WEIGHTS, Bundle, GraphName, Precision
 from cris_deploy.check import check
 from cris_deploy.errors import CheckpointError, ParityError
@@ -88,6 +89,21 @@ def test_few_samples_carry_features(sound: Path) -> None:
         "0-astronaut.jpg",
         "1-chelsea.jpg",
     }
+
+
+def test_minimal_filtering_is_within_float32(sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every 3x3 convolution, of which the small model has none that is worth it."""
+    pytest.importorskip("openvino")
+    layers = []
+    rewrite = winograd.rewrite
+    monkeypatch.setattr(winograd, "worth_it", lambda *_: True)
+    monkeypatch.setattr(winograd, "rewrite", lambda model: layers.append(rewrite(model)))
+    report = check(sound, backend="openvino", precision="fp32", min_iou=0.999)
+    assert report.passed, report.problem
+    assert sum(layers) > 20
+    for stage in report.stages:
+        assert stage.relative_error is not None
+        assert stage.relative_error < 1e-4
 
 
 @pytest.mark.parametrize("stage", STAGES)
