@@ -1,13 +1,40 @@
-"""A bounded cache for many threads that computes a missing value once."""
+"""A bounded cache for many threads that computes a missing value once, and a key for images."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from concurrent.futures import Future
 from threading import Lock
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
+
+import numpy as np
+
+from cris_deploy.image import Pixels
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
+
+
+# Of every so many rows and columns one goes into a hash.
+_STEP: Final = 16
+
+
+class PixelKey:
+    """An image as a key: hashed by a sample of its pixels, compared by all of them.
+
+    Hashing all takes twenty times as long as a sample, and what is equal is compared anyway. The
+    pixels are not copied: they must not change.
+    """
+
+    __slots__ = ("_hash", "_pixels")
+
+    def __init__(self, pixels: Pixels) -> None:
+        self._pixels = pixels
+        self._hash = hash(pixels[::_STEP, ::_STEP].tobytes())
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PixelKey) and np.array_equal(self._pixels, other._pixels)
 
 
 class LruCache(Generic[K, V]):
@@ -17,7 +44,7 @@ class LruCache(Generic[K, V]):
         self._size = size
         self._lock = Lock()
         self._values: OrderedDict[K, V] = OrderedDict()
-        self._pending: dict[K, Future[V]] = {}
+        self._computing: dict[K, Lock] = {}
 
     def __len__(self) -> int:
         return len(self._values)
@@ -46,23 +73,21 @@ class LruCache(Generic[K, V]):
                 if key in self._values:
                     self._values.move_to_end(key)
                     return self._values[key]
-                pending = self._pending.get(key)
-                if pending is None:
-                    mine = self._pending[key] = Future()
+                computing = self._computing.get(key)
+                if computing is None:
+                    mine = self._computing[key] = Lock()
+                    mine.acquire()
                     break
-            if pending.exception() is None:
-                return pending.result()
+            with computing:  # free when the value is there, or could not be had
+                pass
         try:
             value = compute()
-        except BaseException as error:
             with self._lock:
-                del self._pending[key]
-            mine.set_exception(error)
-            raise
-        with self._lock:
-            del self._pending[key]
-            self._store(key, value)
-        mine.set_result(value)
+                self._store(key, value)
+        finally:
+            with self._lock:
+                del self._computing[key]
+            mine.release()
         return value
 
     def clear(self) -> None:

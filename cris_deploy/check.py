@@ -260,7 +260,7 @@ def _by_full_graph(
     for start in range(0, len(references), batch_size):
         chunk = references[start : start + batch_size]
         squares = [images.letterbox(images.decode(r.path), model.input_size) for r in chunk]
-        batch = np.stack([images.normalise(square) for square in squares])
+        batch = images.normalise_all(squares)
         tokens = tokenizer.encode([r.sample.expression for r in chunk]).tokens
         output = graph.run({"image": batch, "tokens": tokens})["logits"]
         for reference, logits in zip(chunk, output[:, 0].astype(np.float32), strict=True):

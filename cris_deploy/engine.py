@@ -18,7 +18,7 @@ import numpy as np
 from cris_deploy import image as images
 from cris_deploy.backends import AUTO, Choice, Device, Graph, load_graphs
 from cris_deploy.bundle import Bundle
-from cris_deploy.cache import LruCache
+from cris_deploy.cache import LruCache, PixelKey
 from cris_deploy.engine_info import EngineInfo
 from cris_deploy.errors import BackendError, BundleError, ExpressionError, InputError
 from cris_deploy.image import ImageInput
@@ -105,8 +105,8 @@ class Engine:
             manifest.versions,
             self._road.mask_device,
         )
-        # Keys are the pixels and the tokens themselves: no collisions, and hashing bytes is fast.
-        self._scenes: LruCache[bytes, Features] = LruCache(image_cache if cache else 0)
+        # Keys are the pixels and the tokens themselves: no collisions.
+        self._scenes: LruCache[PixelKey, Features] = LruCache(image_cache if cache else 0)
         self._texts: LruCache[bytes, Features] = LruCache(text_cache if cache else 0)
         self._warned: LruCache[str, bool] = LruCache(_WARNED)
         _log.info(
@@ -241,7 +241,7 @@ class Engine:
 
     def encode_pictures(self, pictures: Sequence[Picture]) -> list[Scene]:
         """Encode pictures, those of equal pixels once, those that are not cached in one run."""
-        keys = [picture.square.tobytes() for picture in pictures]
+        keys = [PixelKey(picture.square) for picture in pictures]
         if len(pictures) == 1:  # other threads that ask for the same picture wait for this one
             encode = lambda: self._run_image_encoder(pictures)[0]  # noqa: E731
             found = {keys[0]: self._scenes.get_or_compute(keys[0], encode)}
@@ -303,7 +303,7 @@ class Engine:
         if missing:
             graph = self._stages()[GraphName.TEXT_ENCODER]
             with self._forgetting():
-                rows = self._road.encode_texts(graph, np.stack(list(missing.values())))
+                rows = self._road.encode_texts(graph, np.array(list(missing.values())))
             for key, features in zip(missing, rows, strict=True):
                 found[key] = features
                 self._texts.put(key, features)

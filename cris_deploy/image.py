@@ -9,6 +9,7 @@ checkpoint was trained on; alpha is dropped, 16 bits are reduced to the upper 8.
 import io
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -123,13 +124,24 @@ def letterbox(rgb: Pixels, size: int) -> Pixels:
     return np.asarray(square, dtype=np.uint8)
 
 
-def normalise(square: Pixels) -> NDArray[np.float32]:
-    """Scale (S, S, 3) uint8 RGB to the model's (3, S, S) float32: (value / 255 - MEAN) / STD."""
-    planes = np.empty((3, *square.shape[:2]), np.float32)
+def normalise(square: Pixels, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+    """Scale (S, S, 3) uint8 RGB to the model's (3, S, S) float32: (value / 255 - MEAN) / STD.
+
+    Written into `out` where it is given.
+    """
+    planes = np.empty((3, *square.shape[:2]), np.float32) if out is None else out
     # A table of 256 values per channel is exact and a third of the time of the arithmetic.
     for channel, table in enumerate(_tables()):
         cv2.LUT(square[:, :, channel], table, dst=planes[channel])
     return planes
+
+
+def normalise_all(squares: Sequence[Pixels] | Pixels) -> NDArray[np.float32]:
+    """Normalise n images of one size into (n, 3, S, S), each of them written once."""
+    batch = np.empty((len(squares), 3, *squares[0].shape[:2]), np.float32)
+    for square, planes in zip(squares, batch, strict=True):
+        normalise(square, planes)
+    return batch
 
 
 @cache

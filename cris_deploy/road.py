@@ -64,7 +64,7 @@ class HostRoad:
 
     def encode_images(self, graph: Graph, squares: Sequence[Pixels]) -> list[Features]:
         """Encode letterboxed images (S, S, 3) uint8 RGB in one run."""
-        batch = np.stack([images.normalise(square) for square in squares])
+        batch = images.normalise_all(squares)
         return _rows(graph.run({"image": batch}), len(squares))
 
     def encode_texts(self, graph: Graph, tokens: NDArray[np.int64]) -> list[Features]:

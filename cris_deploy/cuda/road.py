@@ -256,7 +256,7 @@ class DeviceRoad:
     def _upload(self, lane: Lane, squares: Pixels, planes: DeviceTensor) -> None:
         """Bring (n, S, S, 3) uint8 to the image encoder's input (n, 3, S, S), normalised."""
         if not self._kernels:
-            values = np.stack([images.normalise(square) for square in squares])
+            values = images.normalise_all(squares)
             lane.upload(values.astype(planes.dtype, copy=False), planes)
             return
         count, side = squares.shape[:2]

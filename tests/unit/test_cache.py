@@ -3,9 +3,10 @@
 import threading
 import time
 
+import numpy as np
 import pytest
 
-from cris_deploy.cache import LruCache
+from cris_deploy.cache import LruCache, PixelKey
 
 
 def test_least_recently_used_goes_first():
@@ -56,3 +57,19 @@ def test_a_failure_is_not_kept():
     with pytest.raises(ZeroDivisionError):
         cache.get_or_compute("a", lambda: 1 // 0)
     assert cache.get_or_compute("a", lambda: 7) == 7
+
+
+def test_images_are_told_apart_by_every_pixel():
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    other = pixels.copy()
+    other[1, 1, 1] ^= 1  # not in the sample that is hashed
+    assert hash(PixelKey(pixels)) == hash(PixelKey(other))
+    assert PixelKey(pixels) == PixelKey(pixels.copy())
+    assert PixelKey(pixels) != PixelKey(other)
+    assert PixelKey(pixels) != PixelKey(pixels[:, ::-1])
+    assert PixelKey(pixels) != pixels.tobytes()
+    cache = LruCache(2)
+    cache.put(PixelKey(pixels), "pixels")
+    cache.put(PixelKey(other), "other")
+    assert cache.get(PixelKey(pixels.copy())) == "pixels"
+    assert cache.get(PixelKey(other.copy())) == "other"

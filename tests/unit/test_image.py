@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from cris_deploy.errors import ImageError, InputError
-from cris_deploy.image import MEAN, STD, Letterbox, decode, letterbox, normalise
+from cris_deploy.image import MEAN, STD, Letterbox, decode, letterbox, normalise, normalise_all
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -399,6 +399,15 @@ def test_normalise_is_the_formula(picture):
     assert pixels.flags.c_contiguous
     # Values up to 2.7 in float32, three roundings.
     np.testing.assert_allclose(pixels, expected.transpose(2, 0, 1), atol=1e-6)
+
+
+def test_normalised_together_or_one_by_one(picture):
+    pictures = [picture, picture[::-1], 255 - picture]
+    together = normalise_all(pictures)
+    assert np.array_equal(together, np.stack([normalise(each) for each in pictures]))
+    out = np.empty((3, 40, 60), np.float32)
+    assert normalise(picture, out) is out
+    assert np.array_equal(out, together[0])
 
 
 @pytest.mark.parametrize("sizes", [(0, 1, 1), (1, 0, 1), (1, 1, 0), (-1, 1, 1)])
