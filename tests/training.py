@@ -8,8 +8,8 @@ import torch
 import yaml
 
 from cris_train.config import Schedule, TrainConfig
-from cris_train.data.dataset import TargetSampling
-from cris_train.data.loader import Draw
+from cris_train.data.plan import Draw
+from cris_train.data.target import TargetSampling
 from cris_train.model import CrisConfig
 from cris_train.settings import plain
 

@@ -7,8 +7,8 @@ import pytest
 from cris_deploy.errors import InputError
 from cris_train.cli.train import main
 from cris_train.config import DeviceChoice, Lesson, Precision, Schedule, TrainConfig, read_config
-from cris_train.data.dataset import TargetSampling
-from cris_train.data.loader import Draw
+from cris_train.data.plan import Draw
+from cris_train.data.target import TargetSampling
 from cris_train.model import CrisConfig
 from cris_train.settings import build, differences, plain
 

@@ -15,7 +15,8 @@ import torch
 from cris_deploy.errors import DataError, ImageError, InputError
 from cris_train.data.batch import Batch, Sample
 from cris_train.data.dataset import ReferData
-from cris_train.data.loader import Draw, Feed, FeedPlan
+from cris_train.data.loader import Feed
+from cris_train.data.plan import Draw, FeedPlan
 from cris_train.data.refer import ReferImage, read_split
 from cris_train.data.scenes_to_refer import write_scenes
 from cris_train.model import CrisConfig
@@ -160,6 +161,14 @@ def test_an_object_comes_with_one_of_its_expressions_at_random(data: ReferData) 
                 drawn.add(key)
     # Three draws from about three expressions each: more than one of most, if they are random.
     assert len(drawn) > 1.5 * sum(len(image.objects) for image in data.images)
+
+
+def test_another_epoch_draws_again(split: tuple[ReferImage, ...]) -> None:
+    """One picture has the same place in every epoch: what is drawn there must not be the same."""
+    plan = dataclasses.replace(IMAGES, images_per_batch=1, expressions_per_image=1)
+    feed = Feed(ReferData(split[:1], CONFIG, cache=False), plan)
+    drawn = {batch.tokens.numpy().tobytes() for epoch in range(8) for batch in feed.epoch(epoch)}
+    assert len(drawn) > 2
 
 
 def test_an_image_comes_with_each_of_its_objects_before_any_again(data: ReferData) -> None:

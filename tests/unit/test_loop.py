@@ -2,7 +2,11 @@
 
 import dataclasses
 import math
+import multiprocessing
+import os
 import shutil
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ from cris_deploy.errors import DataError, ImageError, InputError, TrainingError
 from cris_train import checkpoint
 from cris_train.config import Lesson, Precision, Schedule
 from cris_train.data.scenes_to_refer import write_scenes
+from cris_train.learner import Learner
 from cris_train.logbook import LOG_COLUMNS
 from cris_train.loop import TrainResult, train
 from cris_train.model import Cris, CrisConfig
@@ -50,6 +55,20 @@ def test_same_seed_same_model(folder: Path, tmp_path: Path) -> None:
     first = parameters("a", 0)
     assert torch.equal(first, parameters("b", 0))
     assert not torch.equal(first, parameters("c", 1))
+
+
+def test_a_reader_that_is_killed_during_a_step_is_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(self: Learner, batch: Any, number: int) -> float:
+        for process in multiprocessing.active_children():
+            os.kill(process.pid or 0, signal.SIGKILL)
+        time.sleep(20)  # ends when the children's end is heard of
+        return 0.0
+
+    monkeypatch.setattr(Learner, "step", step)
+    with pytest.raises(DataError, match=r"is killed by signal.*lower workers \(now 1\)"):
+        run(folder, tmp_path, workers=1, cache=False)
 
 
 def test_leaves_a_log_sheets_and_loadable_checkpoints(folder: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from cris_train.config import TrainConfig
 from cris_train.course import Course
 from cris_train.data.batch import Batch
 from cris_train.data.dataset import read_picture
+from cris_train.data.loader import lost_workers_named
 from cris_train.data.pictures import require_pictures
 from cris_train.data.refer import pick
 from cris_train.data.splits import open_splits
@@ -142,8 +143,9 @@ class _Run:
         """All steps that are left."""
         if self.progress.step == self.course.steps:
             self.metrics = self.measure()
-        for batch in self.course.batches(self.progress.step):
-            self.step(batch)
+        with lost_workers_named(self.config.workers):
+            for batch in self.course.batches(self.progress.step):
+                self.step(batch)
         return TrainResult(
             best=self.folder / state.BEST,
             last=self.folder / state.LAST,

@@ -12,12 +12,10 @@ from open_clip.tokenizer import SimpleTokenizer
 from cris_deploy import image as images
 from cris_deploy.errors import DataError
 from cris_deploy.text import clean
-from cris_train.data.batch import Batch, Sample
+from cris_train.data.batch import Sample
 from cris_train.data.refer import ReferImage, ReferObject
 from cris_train.data.target import TargetSampling, mask_target
 from cris_train.model import CrisConfig
-
-__all__ = ["Batch", "ReferData", "Sample", "TargetSampling", "read_picture"]
 
 
 class ReferData:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,10 +14,8 @@ from cris_deploy.errors import DataError, InputError
 from cris_train.data.batch import Batch, PackedBatch
 from cris_train.data.dataset import ReferData
 from cris_train.data.pictures import require_pictures
-from cris_train.data.plan import Draw, FeedPlan
+from cris_train.data.plan import FeedPlan
 from cris_train.data.rows import Gather, Part, Place, Ring, Row, Rows, generator, one_cv2_thread
-
-__all__ = ["Broken", "Draw", "Feed", "FeedPlan"]
 
 # Batches that each worker prepares ahead.
 PREFETCH = 2
@@ -154,15 +153,11 @@ class Feed:
             one_cv2_thread()
         parts: Iterator[Part] = iter(self._loader)
         while True:
-            try:
-                part = next(parts)
-            except StopIteration:
-                return
-            except RuntimeError as error:  # all that torch says when a worker is gone
-                raise DataError(
-                    f"a process that reads pictures ended ({error}): memory is the usual reason, "
-                    f"lower workers (now {self._plan.workers}) or images_per_batch"
-                ) from error
+            with lost_workers_named(self._plan.workers):
+                try:
+                    part = next(parts)
+                except StopIteration:
+                    return
             yield part
 
     def _rows(self, epoch: int, start: int) -> list[list[Place]]:
@@ -179,6 +174,24 @@ class Feed:
             )
             self._slot = (self._slot + 1) % (self._ring.slots if self._ring is not None else 1)
         return rows
+
+
+@contextmanager
+def lost_workers_named(workers: int) -> Iterator[None]:
+    """Raise DataError when torch says that a worker is gone.
+
+    It says so in a signal's handler, wherever the process is: whoever trains is to have this around
+    its steps, too.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise DataError(
+            f"a process that reads pictures ended ({error}): memory is the usual reason, lower "
+            f"workers (now {workers}) or images_per_batch"
+        ) from error
 
 
 class _Order:

@@ -74,8 +74,8 @@ class Decoder(nn.Module):
     def forward(self, fused: Tensor, text: TextFeatures) -> Tensor:
         """Fused map (B, W, h, w) and text -> map of the same shape."""
         batch, width, height, length = *fused.shape[:3], text.words.shape[1]
-        pixels_pos = pixels_code(height, fused.shape[3], width).to(fused)
-        words_pos = words_code(length, text.words.shape[2]).to(fused)
+        pixels_pos = pixels_code(height, fused.shape[3], width, fused.device).to(fused)
+        words_pos = words_code(length, text.words.shape[2], fused.device).to(fused)
         pixels = fused.flatten(2).transpose(1, 2)  # BWhw -> B(hw)W
         for layer in self.layers:
             pixels = layer(pixels, text.words, text.padding, pixels_pos, words_pos)

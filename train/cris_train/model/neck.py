@@ -19,7 +19,7 @@ class CoordConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, W, h, w) -> (B, W, h, w)."""
-        where = coordinates(x.shape[2], x.shape[3]).to(x)
+        where = coordinates(x.shape[2], x.shape[3], x.device).to(x)
         where = where.expand(x.shape[0], -1, -1, -1)
         out: Tensor = self.conv1(torch.cat([x, where], dim=1))
         return out
