@@ -81,7 +81,7 @@ def _gains(node: Any) -> bool:
 
 def worth_it(inputs: int, outputs: int, height: int, width: int) -> bool:
     """Whether the products saved outweigh the transforms (channels) and larger weights (pixels)."""
-    return min(inputs, outputs) >= 256 and height * width >= 600
+    return min(inputs, outputs) >= 256 and height * width >= 256
 
 
 def _minimal(node: Any) -> Any:
