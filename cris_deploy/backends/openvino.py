@@ -2,7 +2,8 @@
 
 Graphs are compiled for one image and one expression. Rows of a batch run one after the other: on a
 CPU one row fills the cores, its activations stay in the caches, and fixed shapes are planned better
-than free ones.
+than free ones. Only the tokens of one expression are too few to fill them: several expressions go
+through a text encoder of free shape, which is compiled when they first come.
 """
 
 import functools
@@ -10,9 +11,11 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Lock
 from types import ModuleType
 from typing import Any, Final
 
@@ -32,6 +35,7 @@ save half a second of loading per graph, so none are kept unless it is set."""
 
 REMEDIES = {Device.CUDA: "take backend tensorrt or onnxruntime, or device cpu"}
 
+_ANY: Final = -1  # a free dimension
 # What float arithmetic is left to: OpenVINO's default is bfloat16 wherever the processor has it.
 _HINTS = {
     Compute.FP32: "f32",
@@ -92,19 +96,39 @@ class _OpenVino:
             config["INFERENCE_NUM_THREADS"] = settings.threads
         path, spec = bundle.graph(name), bundle.manifest.graphs[name]
         cache = _cache_folder(bundle, name)
-        try:
-            compiled = self._compile(path, spec, config, cache)
-        except Exception as error:  # its exceptions are plain RuntimeErrors
-            raise BackendError(
-                f"openvino {_module().__version__} cannot load {path.name}: {one_line(error)}"
-            ) from None
-        return _Compiled(compiled, spec, settings.streams)
+
+        @contextmanager
+        def loading() -> Iterator[None]:
+            try:
+                yield
+            except Exception as error:  # its exceptions are plain RuntimeErrors
+                raise BackendError(
+                    f"openvino {_module().__version__} cannot load {path.name}: {one_line(error)}"
+                ) from None
+
+        with loading():
+            model = self._core.read_model(path)
+            # A copy shares the weights; files that are replaced later are not read again.
+            free = model.clone() if name is GraphName.TEXT_ENCODER else None
+            compiled = self._compile(model, spec, 1, config, cache)
+            one = _OneByOne(compiled, spec, settings.streams)
+
+        def many() -> _Together:
+            with loading():
+                compiled = self._compile(free, spec, _ANY, config, cache)
+                return _Together(compiled, spec, settings.streams)
+
+        return one if free is None else _OneOrMany(one, many)
 
     def _compile(
-        self, path: Path, spec: GraphSpec, config: dict[str, object], cache: Path | None
+        self,
+        model: Any,
+        spec: GraphSpec,
+        rows: int,
+        config: dict[str, object],
+        cache: Path | None,
     ) -> Any:
-        model = self._core.read_model(path)
-        model.reshape({tensor.name: _row(tensor) for tensor in spec.inputs})
+        model.reshape({tensor.name: _shape(tensor, rows) for tensor in spec.inputs})
         if self._settings.compute is Compute.FP32:
             winograd.rewrite(model)
         if cache is None:
@@ -118,23 +142,40 @@ class _OpenVino:
             return self._core.compile_model(model, "CPU", config)
 
 
-class _Compiled:
-    """A graph compiled for one row, and one request per stream; a request serves one thread."""
+class _Requests:
+    """One request per stream of a compiled graph; a request serves one thread at a time."""
 
-    def __init__(self, compiled: Any, spec: GraphSpec, streams: int) -> None:
-        self._inputs = [tensor.name for tensor in spec.inputs]
-        self._outputs = {tensor.name: _row(tensor) for tensor in spec.outputs}
+    def __init__(self, compiled: Any, streams: int) -> None:
         self._idle: SimpleQueue[Any] = SimpleQueue()
         for _ in range(streams):
             self._idle.put(compiled.create_infer_request())
+
+    @contextmanager
+    def one(self) -> Iterator[Any]:
+        """Lend a request; what goes wrong meanwhile is a BackendError."""
+        request = self._idle.get()
+        try:
+            yield request
+        except Exception as error:
+            raise BackendError(f"openvino failed: {one_line(error)}") from None
+        finally:
+            self._idle.put(request)
+
+
+class _OneByOne:
+    """A graph compiled for one row."""
+
+    def __init__(self, compiled: Any, spec: GraphSpec, streams: int) -> None:
+        self._inputs = [tensor.name for tensor in spec.inputs]
+        self._outputs = {tensor.name: _shape(tensor, 1) for tensor in spec.outputs}
+        self._requests = _Requests(compiled, streams)
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         # Inputs are read where they are, so they have to lie in one piece.
         arrays = {name: np.ascontiguousarray(inputs[name]) for name in self._inputs}
         count = max(len(value) for value in arrays.values())
         outputs: dict[str, NDArray[Any]] = {}
-        request = self._idle.get()
-        try:
+        with self._requests.one() as request:
             for index in range(count):
                 rows = {
                     name: value[index : index + 1] if len(value) == count else value
@@ -147,16 +188,44 @@ class _Compiled:
                     if index == 0:
                         outputs[name] = np.empty((count, *shape[1:]), row.dtype)
                     outputs[name][index] = row[0]
-        except Exception as error:
-            raise BackendError(f"openvino failed: {one_line(error)}") from None
-        finally:
-            self._idle.put(request)
         return outputs
 
 
-def _row(tensor: TensorSpec) -> list[int]:
-    """A tensor's shape with every free dimension 1."""
-    return [size if isinstance(size, int) else 1 for size in tensor.shape]
+class _Together:
+    """A graph compiled for any number of rows, which all its inputs have."""
+
+    def __init__(self, compiled: Any, spec: GraphSpec, streams: int) -> None:
+        self._inputs = [tensor.name for tensor in spec.inputs]
+        self._outputs = [tensor.name for tensor in spec.outputs]
+        self._requests = _Requests(compiled, streams)
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        arrays = {name: np.ascontiguousarray(inputs[name]) for name in self._inputs}
+        with self._requests.one() as request:
+            request.infer(arrays, share_inputs=True)
+            return {name: request.get_tensor(name).data.copy() for name in self._outputs}
+
+
+class _OneOrMany:
+    """One row by a graph compiled for it, several by another, made when they first come."""
+
+    def __init__(self, one: _OneByOne, make_many: Callable[[], _Together]) -> None:
+        self._one, self._make_many = one, make_many
+        self._many: _Together | None = None
+        self._lock = Lock()
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        if all(len(value) == 1 for value in inputs.values()):
+            return self._one.run(inputs)
+        with self._lock:
+            if self._many is None:
+                self._many = self._make_many()
+        return self._many.run(inputs)
+
+
+def _shape(tensor: TensorSpec, rows: int) -> list[int]:
+    """A tensor's shape with every free dimension `rows`."""
+    return [size if isinstance(size, int) else rows for size in tensor.shape]
 
 
 def _cache_folder(bundle: Bundle, name: GraphName) -> Path | None:

@@ -1,5 +1,6 @@
 """OpenVINO against ONNX Runtime on the small bundle; its cache, its streams, its refusals."""
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -9,6 +10,7 @@ import pytest
 
 from cris_deploy import Engine
 from cris_deploy.backends import Compute, Device
+from cris_deploy.bundle import Bundle
 from cris_deploy.errors import BackendError, InputError
 from cris_deploy.manifest import Precision
 
@@ -102,7 +104,8 @@ def test_compiled_graphs_are_kept_only_where_asked(
     for _ in range(2):
         with Engine(tiny_bundle, backend="openvino") as engine:
             check(engine.segment(image, EXPRESSIONS), expected)
-    assert len(list(tmp_path.rglob("*.blob"))) == 3
+    # Three stages, and the text encoder for several expressions.
+    assert len(list(tmp_path.rglob("*.blob"))) == 4
 
 
 @pytest.mark.parametrize("damage", [b"", b"rubbish", None])
@@ -121,10 +124,57 @@ def test_a_damaged_cache_costs_a_compilation(
 
 def test_a_run_that_fails_leaves_the_engine_usable(tiny_bundle, image, expected):
     with Engine(tiny_bundle, backend="openvino") as engine:
-        graphs = engine._stages()
-        for graph in graphs.values():
-            with pytest.raises(BackendError, match="openvino failed"):
-                graph.run({name: np.zeros((1, 1), np.float32) for name in graph._inputs})
+        specs = Bundle.open(tiny_bundle).manifest.graphs
+        for name, graph in engine._stages().items():
+            for rows in (1, 2):
+                with pytest.raises(BackendError, match="openvino failed"):
+                    graph.run({t.name: np.zeros((rows, 1), np.float32) for t in specs[name].inputs})
+        check(engine.segment(image, EXPRESSIONS), expected)
+
+
+@pytest.fixture
+def compilations(monkeypatch):
+    """The number of rows of every graph that is compiled."""
+    rows = []
+    compile_graph = backend._OpenVino._compile
+
+    def noted(self, model, spec, count, *others):
+        rows.append(count)
+        return compile_graph(self, model, spec, count, *others)
+
+    monkeypatch.setattr(backend._OpenVino, "_compile", noted)
+    return rows
+
+
+def test_several_expressions_have_a_text_encoder_of_their_own(own_bundle, image, compilations):
+    with Engine(own_bundle, backend="openvino", cache=False) as engine:
+        alone = [engine.segment(image, text).logits for text in EXPRESSIONS]
+        assert compilations == [1, 1, 1]
+        shutil.rmtree(own_bundle)  # what it needs later, it has
+        threads = [
+            threading.Thread(target=engine.segment, args=(image, EXPRESSIONS)) for _ in range(3)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        check(engine.segment(image, EXPRESSIONS), alone)
+        assert compilations == [1, 1, 1, -1]
+
+
+def test_a_text_encoder_that_cannot_be_had_is_an_error(tiny_bundle, image, expected, monkeypatch):
+    compile_graph = backend._OpenVino._compile
+
+    def only_one(self, model, spec, rows, *others):
+        if rows != 1:
+            raise RuntimeError("no memory")
+        return compile_graph(self, model, spec, rows, *others)
+
+    with Engine(tiny_bundle, backend="openvino") as engine:
+        with monkeypatch.context() as patched:
+            patched.setattr(backend._OpenVino, "_compile", only_one)
+            with pytest.raises(BackendError, match=r"cannot load text_encoder\.onnx: no memory"):
+                engine.segment(image, EXPRESSIONS)
         check(engine.segment(image, EXPRESSIONS), expected)
 
 
