@@ -36,6 +36,7 @@ save half a second of loading per graph, so none are kept unless it is set."""
 REMEDIES = {Device.CUDA: "take backend tensorrt or onnxruntime, or device cpu"}
 
 _ANY: Final = -1  # a free dimension
+_CORE_LOCK: Final = Lock()
 # What float arithmetic is left to: OpenVINO's default is bfloat16 wherever the processor has it.
 _HINTS = {
     Compute.FP32: "f32",
@@ -68,7 +69,6 @@ def create(settings: Settings) -> Runtime:
     return _OpenVino(settings)
 
 
-@functools.cache
 def core() -> Any:
     """The one `openvino.Core` of this process, never destroyed.
 
@@ -77,6 +77,12 @@ def core() -> Any:
     the thread is left with a stack that is gone (OpenVINO 2026.4): its next signal, an interrupt or
     the end of a child, is a segmentation fault.
     """
+    with _CORE_LOCK:  # a cache by itself lets two threads make one each
+        return _make_core()
+
+
+@functools.cache
+def _make_core() -> Any:
     return _module().Core()
 
 
