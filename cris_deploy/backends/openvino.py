@@ -89,7 +89,6 @@ def _make_core() -> Any:
 class _OpenVino:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._core = core()
 
     def load(self, bundle: Bundle, name: GraphName) -> Graph:
         settings = self._settings
@@ -113,7 +112,7 @@ class _OpenVino:
                 ) from None
 
         with loading():
-            model = self._core.read_model(path)
+            model = core().read_model(path)
             # A copy shares the weights; files that are replaced later are not read again.
             free = model.clone() if name is GraphName.TEXT_ENCODER else None
             compiled = self._compile(model, spec, 1, config, cache)
@@ -138,14 +137,14 @@ class _OpenVino:
         if self._settings.compute is Compute.FP32:
             winograd.rewrite(model)
         if cache is None:
-            return self._core.compile_model(model, "CPU", config)
+            return core().compile_model(model, "CPU", config)
         try:
-            return self._core.compile_model(model, "CPU", {**config, "CACHE_DIR": str(cache)})
+            return core().compile_model(model, "CPU", {**config, "CACHE_DIR": str(cache)})
         except Exception as error:
             # A cache is never needed: without it the graph is compiled from the bundle.
             _log.warning("compiled graphs in %s are unusable (%s): removed", cache, one_line(error))
             shutil.rmtree(cache, ignore_errors=True)
-            return self._core.compile_model(model, "CPU", config)
+            return core().compile_model(model, "CPU", config)
 
 
 class _Requests:

@@ -70,7 +70,7 @@ def rewrite(model: Any) -> int:
 
 def _gains(node: Any) -> bool:
     """Whether a layer is a 3x3 convolution for which fewer products are worth the transforms."""
-    if node.get_type_name() != "Convolution" or _weights(node) is None:
+    if node.get_type_name() != "Convolution" or _stored(node) is None:
         return False
     options = node.get_attributes()
     if any(options[name] != [1, 1] for name in ("strides", "dilations", "pads_begin", "pads_end")):
@@ -88,8 +88,9 @@ def _minimal(node: Any) -> Any:
     """The layer in OpenVINO's operations: [1, inputs, H, W] -> [1, outputs, H, W]."""
     from openvino import opset13 as op
 
-    weights = _weights(node)
-    assert weights is not None
+    stored = _stored(node)
+    assert stored is not None
+    weights = stored.get_data().astype(np.float32)
     outputs, inputs = weights.shape[:2]
     height, width = node.get_input_shape(0)[2:]
     rows, columns = transforms(height), transforms(width)
@@ -136,12 +137,11 @@ def _powers(count: int) -> NDArray[np.float64]:
     return np.vstack([powers, np.eye(count)[-1]])
 
 
-def _weights(node: Any) -> NDArray[np.float32] | None:
-    """A layer's constant weights, stored in float32 or float16; None for any others."""
+def _stored(node: Any) -> Any | None:
+    """The constant that holds a layer's float32 or float16 weights; None for any others."""
     source = node.input_value(1).get_node()
     if source.get_type_name() == "Convert":
         source = source.input_value(0).get_node()
     if source.get_type_name() != "Constant" or not source.get_element_type().is_real():
         return None
-    weights: NDArray[np.float32] = source.get_data().astype(np.float32)
-    return weights
+    return source
