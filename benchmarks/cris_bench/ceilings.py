@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cris_bench.ours import Way
 from cris_bench.record import Ceiling
-from cris_deploy.backends import BackendName, Compute, Device
+from cris_deploy.backends import BackendName, Compute, Device, status
 
 SIDE: Final = 2048
 COPY_BYTES: Final = 1 << 28
@@ -75,7 +75,7 @@ def _works(
         yield _Work(2 * side**3, _torch_product(device, compute, side))
     elif device is Device.CUDA:
         yield _Work(2 * side**3, _torch_int8_product(device, side))
-    else:
+    elif device in status(BackendName.ONNXRUNTIME).devices:  # OpenVINO may be there without it
         yield _Work(2 * side**3, _onnxruntime_int8_product(threads, side))
     if backend is BackendName.OPENVINO:
         yield _openvino_convolution(compute, threads, side // 4)

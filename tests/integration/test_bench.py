@@ -1,6 +1,7 @@
 """cris-bench: the protocol on a tiny model, its record, and what it refuses."""
 
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 from unittest import mock
@@ -266,6 +267,13 @@ def test_ceilings_of_every_arithmetic() -> None:
     assert [ceiling.compute for ceiling in found] == ["fp32", "bf16", "int8"]
     alone = measure_ceilings(ways[2:3], 1, side=64, copy_bytes=1 << 16)
     assert [ceiling.compute for ceiling in alone] == ["int8"]
+
+
+def test_an_int8_ceiling_without_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    ways = [Way("any", Path(), BackendName.OPENVINO, Device.CPU, Compute.INT8)]
+    (found,) = measure_ceilings(ways, None, side=64, copy_bytes=1 << 16)
+    assert found.matrix_ops_per_s > 0
 
 
 def test_paper_figure_is_that_of_the_full_model() -> None:
