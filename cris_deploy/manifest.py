@@ -123,6 +123,20 @@ class Sample:
     text: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Quantisation:
+    """How an int8 bundle was made.
+
+    `weight_levels` is the largest magnitude of an integer that a layer multiplies. `correlation` is
+    the least of int8 with float32 logits over the calibration pairs that were judged,
+    `min_correlation` the budget for it. Bundles of earlier versions lack this and have 127 levels.
+    """
+
+    weight_levels: int
+    correlation: float
+    min_correlation: float
+
+
 class Route(StrEnum):
     """Ways through a bundle: stage by stage, as an engine goes, or the full graph at once."""
 
@@ -212,7 +226,15 @@ class Manifest:
     parity: Parity | None
     created: str
     files: Mapping[str, FileRecord]
+    quantisation: Quantisation | None = None
     format: int = FORMAT
+
+    @property
+    def weight_levels(self) -> int:
+        """Largest magnitude of the integers that layers multiply; 0 where none does."""
+        if self.precision is not Precision.INT8:
+            return 0
+        return 127 if self.quantisation is None else self.quantisation.weight_levels
 
     def to_json(self) -> str:
         """Write as the text of manifest.json."""
@@ -281,6 +303,7 @@ def _read_manifest(root: Field) -> Manifest:
         parity=None if parity.value is None else _read_parity(parity),
         created=root["created"].text(),
         files=files,
+        quantisation=root.optional("quantisation", _read_quantisation),
     )
 
 
@@ -321,6 +344,14 @@ def _read_share(share: Field) -> TypeShare:
         multiply_adds=counts(share["multiply_adds"]),
         conversions=share["conversions"].integer(),
         islands={node: rule.text() for node, rule in share["islands"].items()},
+    )
+
+
+def _read_quantisation(quantisation: Field) -> Quantisation:
+    return Quantisation(
+        weight_levels=quantisation["weight_levels"].integer(1),
+        correlation=quantisation["correlation"].number(-1, 1),
+        min_correlation=quantisation["min_correlation"].number(0, 1),
     )
 
 

@@ -8,6 +8,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from cris_deploy.cpu import this_cpu
 from cris_deploy.versions import versions_of
 
 PACKAGES = (
@@ -32,7 +33,7 @@ class Machine:
     Attributes:
         cpu: Model name of the processor.
         cores: Processors this process may use.
-        flags: Instruction sets that decide speed.
+        flags: Vector extensions that decide speed.
         system: Kernel and architecture.
         python: Version.
         versions: Package -> version, of those installed.
@@ -57,13 +58,11 @@ def cores() -> int:
 
 def describe() -> Machine:
     """Look at the machine this runs on."""
-    model, flags = _cpuinfo()
+    cpu = this_cpu()
     return Machine(
-        cpu=model or platform.processor() or platform.machine(),
-        cores=cores(),
-        flags=tuple(
-            f for f in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile") if f in flags
-        ),
+        cpu=cpu.name,
+        cores=cpu.usable,
+        flags=cpu.features,
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
         versions=versions_of(PACKAGES),
@@ -80,18 +79,6 @@ def commit() -> str | None:
     found = _output("git", "-C", str(here.parent), "rev-parse", "HEAD")
     changes = _output("git", "-C", str(here.parent), "status", "--porcelain", "-uno")
     return found and found + ("+" if changes else "")
-
-
-def _cpuinfo() -> tuple[str, set[str]]:
-    """Model name and flags from /proc; empty where there is none."""
-    path = Path("/proc/cpuinfo")
-    if not path.exists():
-        return "", set()
-    fields: dict[str, str] = {}
-    for line in path.read_text().splitlines():
-        key, _, value = line.partition(":")
-        fields.setdefault(key.strip(), value.strip())
-    return fields.get("model name", ""), set(fields.get("flags", "").split())
 
 
 def _clock() -> float | None:

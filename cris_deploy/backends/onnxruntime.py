@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from cris_deploy.backends import Compute, Device, Graph, Runtime, Settings, one_line
 from cris_deploy.bundle import Bundle
+from cris_deploy.cpu import saturates
 from cris_deploy.errors import BackendError
 from cris_deploy.manifest import GraphName, Precision
 
@@ -56,14 +57,22 @@ class _OnnxRuntime:
         self._settings = settings
 
     def load(self, bundle: Bundle, name: GraphName) -> Graph:
-        half = bundle.manifest.precision is Precision.FP16
-        return _Session(bundle.graph(name), self._settings.threads, half=half)
+        return _Session(
+            bundle.graph(name),
+            self._settings.threads,
+            half=bundle.manifest.precision is Precision.FP16,
+            widen=saturates(bundle.manifest.weight_levels),
+        )
 
 
 class _Session:
-    """One session. `Run` of ONNX Runtime is thread-safe."""
+    """One session. `Run` of ONNX Runtime is thread-safe.
 
-    def __init__(self, path: Path, threads: int | None, *, half: bool) -> None:
+    half: the graph is typed float16.
+    widen: int8 products are added in 32 bits at once, slower, where 16 bits would saturate.
+    """
+
+    def __init__(self, path: Path, threads: int | None, *, half: bool, widen: bool) -> None:
         onnxruntime = _module()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _WARNINGS_AND_BELOW
@@ -71,6 +80,8 @@ class _Session:
         options.inter_op_num_threads = 1
         # Three sessions, three thread pools: one that is done must not spin beside the next.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        if widen:
+            options.add_session_config_entry("session.x64quantprecision", "1")
         try:
             self._session = onnxruntime.InferenceSession(
                 str(path),

@@ -3,18 +3,17 @@
 import argparse
 import dataclasses
 import json
-import os
 import platform
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from cris_deploy.backends import BackendName, BackendStatus, status
 from cris_deploy.cli import guarded
+from cris_deploy.cpu import Cpu, this_cpu
 from cris_deploy.mask import KernelsBuild, KernelsStatus, kernels_status
 from cris_deploy.versions import version_of
 
@@ -25,26 +24,12 @@ _PACKAGES: Final[Mapping[str, tuple[str, ...]]] = {
     "backends": ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx"),
     "export": ("torch", "torchvision", "open_clip_torch", "onnx", "onnxscript"),
     "engines": ("cuda-python", "pycuda", "polygraphy"),
+}  # Whether products of bytes are added in 16 bits -> what that means.
+_INT8: Final[Mapping[bool, str]] = {
+    False: "exact sums",
+    True: "16-bit sums (no VNNI): exact for bundles of this version, not the fastest precision; "
+    "older int8 bundles run on onnxruntime alone",
 }
-
-# Names in /proc/cpuinfo; a machine without that file shows none.
-_FEATURES: Final[Mapping[str, tuple[str, ...]]] = {
-    "AVX2": ("avx2",),
-    "AVX-512": ("avx512f",),
-    "VNNI": ("avx512_vnni", "avx_vnni"),
-    "BF16": ("avx512_bf16", "bf16"),
-    "AMX": ("amx_tile",),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Cpu:
-    """The processor; `usable` counts the logical cores this process may use."""
-
-    name: str
-    cores: int
-    usable: int
-    features: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +62,7 @@ def collect() -> Info:
         cris_deploy=version_of("cris-deploy"),
         python=f"{platform.python_implementation()} {platform.python_version()}",
         platform=platform.platform(),
-        cpu=_cpu(Path("/proc/cpuinfo")),
+        cpu=this_cpu(),
         gpus=_gpus(),
         packages={
             group: {name: version_of(name) for name in names} for group, names in _PACKAGES.items()
@@ -95,6 +80,7 @@ def describe(info: Info) -> str:
         f"Python        {info.python}, {info.platform}",
         f"CPU           {cpu.name}, {cpu.usable} of {cpu.cores} logical cores usable",
         f"              {', '.join(cpu.features) or 'no vector extensions reported'}",
+        f"              int8: {_INT8[cpu.saturates]}",
     ]
     lines += [
         f"GPU           {gpu.name}, {gpu.memory}, compute capability {gpu.compute_capability}, "
@@ -121,22 +107,6 @@ def describe(info: Info) -> str:
         lines += ["", f"Packages: {group}"]
         lines += [f"  {name:<24}{version or '-'}" for name, version in packages.items()]
     return "\n".join(lines)
-
-
-def _cpu(cpuinfo: Path) -> Cpu:
-    fields: dict[str, str] = {}
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            fields.setdefault(key.strip().lower(), value.strip())
-    # "Features" is what 64-bit ARM calls its flags.
-    flags = set((fields.get("flags") or fields.get("features") or "").split())
-    return Cpu(
-        name=fields.get("model name") or platform.processor() or platform.machine(),
-        cores=os.cpu_count() or 1,
-        usable=len(os.sched_getaffinity(0)),
-        features=tuple(name for name, names in _FEATURES.items() if flags & set(names)),
-    )
 
 
 def _gpus() -> tuple[Gpu, ...]:

@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             calibration=args.calibration,
             engines=engine_cli.options(args),
             min_iou=args.min_iou,
+            min_correlation=args.min_correlation,
             opset=args.opset,
         )
         try:
@@ -130,6 +131,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="X",
         help=f"least mean mask IoU against FP32 PyTorch (default: {DEFAULT_MIN_IOU}, with --int8 "
         "0.95)",
+    )
+    parser.add_argument(
+        "--min-correlation",
+        type=float,
+        metavar="X",
+        help="least correlation of --int8 logits with float32 on calibration pairs (default: 0.99)",
     )
     parser.add_argument(
         "--opset", type=int, default=20, metavar="N", help="ONNX operator set (default: 20)"

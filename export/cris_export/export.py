@@ -18,14 +18,14 @@ import onnx_ir as ir
 from cris_deploy import bundle as bundles
 from cris_deploy.bundle import BundleWriter, GraphName, Precision
 from cris_deploy.errors import InputError, ParityError
-from cris_deploy.manifest import DEFAULT_MIN_IOU, TypeShare
+from cris_deploy.manifest import DEFAULT_MIN_IOU, Quantisation, TypeShare
 from cris_deploy.plans import PlanRecord
 from cris_deploy.text import Tokenizer
 from cris_deploy.versions import version_of
 from cris_export import samples, trace, verify
 from cris_export.engines import EngineKind, EngineOptions, build_engines, choose_engine
 from cris_export.float32 import Reference, measure_stages, write_reference
-from cris_export.int8.stage import to_int8
+from cris_export.int8.stage import MIN_CORRELATION, to_int8
 from cris_export.layers import worst_layer
 from cris_export.precision import to_float16
 from cris_export.rules import Islands, find_islands
@@ -68,6 +68,8 @@ class ExportOptions:
         samples: JSONL of pairs to prove the export on; None for the packaged ones.
         calibration: JSONL of pairs to calibrate INT8 on, which needs it; nothing else may have it.
         min_iou: Least mean mask IoU against FP32 PyTorch, 0 to 1; None for 0.99, for INT8 0.95.
+        min_correlation: Least correlation of INT8 logits with float32, 0 to 1, on each of a few
+            calibration pairs; None for 0.99.
         opset: ONNX operator set.
         engines: Plans to build; none if not given.
     """
@@ -79,6 +81,7 @@ class ExportOptions:
     samples: Path | None = None
     calibration: Path | None = None
     min_iou: float | None = None
+    min_correlation: float | None = None
     opset: int = trace.DEFAULT_OPSET
     engines: EngineOptions = NO_ENGINES
 
@@ -90,6 +93,10 @@ class ExportOptions:
             )
         if not 0.0 <= self.budget <= 1.0:
             raise InputError(f"--min-iou must be 0 to 1, not {self.min_iou}")
+        if self.min_correlation is not None and self.precision is not Precision.INT8:
+            raise InputError("--min-correlation goes with --int8: give both, or neither")
+        if not 0.0 <= self.correlation_budget <= 1.0:
+            raise InputError(f"--min-correlation must be 0 to 1, not {self.min_correlation}")
 
     @property
     def budget(self) -> float:
@@ -97,6 +104,11 @@ class ExportOptions:
         if self.min_iou is not None:
             return self.min_iou
         return INT8_MIN_IOU if self.precision is Precision.INT8 else DEFAULT_MIN_IOU
+
+    @property
+    def correlation_budget(self) -> float:
+        """The correlation of INT8 logits to be reached."""
+        return MIN_CORRELATION if self.min_correlation is None else self.min_correlation
 
     @property
     def bundle(self) -> Path:
@@ -136,7 +148,7 @@ def export(options: ExportOptions, step: Callable[[str], None] = lambda _: None)
         CheckpointError: the checkpoint cannot be used.
         InputError: an option cannot be used.
         BackendError: an engine that was asked for by name cannot be had.
-        ParityError: the exported graphs missed `min_iou`; no bundle was left behind.
+        ParityError: the exported graphs missed a budget; no bundle was left behind.
     """
     verify.require_reference()
     engine = choose_engine(options.engines, step)  # what cannot be had is refused before the work
@@ -154,6 +166,7 @@ def export(options: ExportOptions, step: Callable[[str], None] = lambda _: None)
         islands: dict[str, Islands] = {}
         kept: dict[str, dict[str, str]] = {}
         reference = None
+        quantisation: Quantisation | None = None
         size, scratch = model.config.input_size, folder / SCRATCH
         if options.precision is Precision.FP16:
             step("measuring in float32 what float16 can hold")
@@ -165,7 +178,7 @@ def export(options: ExportOptions, step: Callable[[str], None] = lambda _: None)
             reference = write_reference(
                 scratch, traced, pairs, tokenizer, size, "--calibration", MOST_CALIBRATION
             )
-            kept = to_int8(traced, reference, step)
+            kept, quantisation = to_int8(traced, reference, options.correlation_budget, step)
         protos, types = _type_and_write(traced, islands, kept, folder)
         step(f"asking FP32 PyTorch about {len(sources)} samples")
         answers = samples.answer_samples(model, sources, tokenizer)
@@ -180,6 +193,7 @@ def export(options: ExportOptions, step: Callable[[str], None] = lambda _: None)
             parity=None,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             files={},
+            quantisation=quantisation,
         )
         manifest = writer.write_manifest(manifest)
         del model, protos

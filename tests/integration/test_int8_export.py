@@ -1,6 +1,7 @@
 """int8 for a trained model: the whole way, on CPU backends, and what is refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,15 +9,21 @@ import onnx
 import pytest
 import torch
 
-from cris_deploy import Engine
-from cris_deploy.backends import Compute, Device
+from cris_deploy import Engine, cpu
+from cris_deploy import image as images
+from cris_deploy.backends import Compute, Device, openvino
 from cris_deploy.backends.openvino import computes
 from cris_deploy.bundle import Bundle, GraphName, Precision
+from cris_deploy.cpu import EXACT_LEVELS, Cpu
 from cris_deploy.errors import BackendError, InputError
+from cris_deploy.manifest import Quantisation
+from cris_deploy.text import Tokenizer
 from cris_export import cli
 from cris_export.export import ExportOptions, ExportReport, export
+from cris_export.int8 import stage
 from cris_train import checkpoint
 from cris_train.model import Cris, CrisConfig
+from tests import saturating
 from tests.models import randomised
 
 DEMO = Path(__file__).parents[2] / "train" / "demo"
@@ -39,7 +46,87 @@ def test_trained_model_keeps_its_masks(report: ExportReport) -> None:
     assert report.parity.mean_iou >= 0.97
     share = report.types[GraphName.FULL].multiply_adds
     assert share["int8"] > 0.9 * sum(share.values())
-    assert Bundle.open(report.bundle).manifest.precision is Precision.INT8
+    manifest = Bundle.open(report.bundle).manifest
+    assert manifest.precision is Precision.INT8
+    assert manifest.quantisation is not None
+    assert manifest.quantisation.correlation >= manifest.quantisation.min_correlation == 0.99
+
+
+def emulated_logits(report: ExportReport, number: int, factor: int = 1) -> np.ndarray:
+    """A sample's logits as a CPU without VNNI gives them, integers of weights times a factor."""
+    bundle = Bundle.open(report.bundle, verify=False)
+    sample, model = bundle.manifest.samples[number], bundle.manifest.model
+    tokens = Tokenizer.from_file(bundle.tokenizer, model.word_len).encode([sample.expression])
+    square = images.letterbox(images.decode(bundle.sample_image(sample)), model.input_size)
+
+    def run(name: GraphName, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        graph = saturating.load(bundle.graph(name), factor)
+        return dict(zip(graph.output_names, graph.run(None, feed), strict=True))
+
+    features = run(GraphName.IMAGE_ENCODER, {"image": images.normalise_all([square])})
+    features |= run(GraphName.TEXT_ENCODER, {"tokens": tokens.tokens})
+    return run(GraphName.MASK_DECODER, features)["logits"][0, 0]
+
+
+def test_products_saturate_on_no_cpu(report: ExportReport) -> None:
+    """Emulated in NumPy: 16-bit sums, as CPUs without VNNI have them, give the same logits."""
+    bundle = Bundle.open(report.bundle, verify=False)
+    for name in GraphName:
+        layers = saturating.integer_layers(onnx.load(bundle.graph(name)))
+        assert name is GraphName.TEXT_ENCODER or len(layers) > 20
+        for _, weight in layers:
+            assert np.abs(weight.astype(int)).max() <= EXACT_LEVELS
+    expected = bundle.sample_logits(bundle.manifest.samples[0])
+    found = emulated_logits(report, 0)
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] >= 0.998  # 0.9996 when written
+    # The same weights one bit larger, with half the step: what this test is there to see.
+    doubled = emulated_logits(report, 0, factor=2)
+    assert np.corrcoef(doubled.ravel(), expected.ravel())[0, 1] < 0.995  # 0.987 when written
+
+
+@pytest.fixture
+def older(report: ExportReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The bundle as earlier versions wrote it, for which 8 bits have to be assumed, on AVX2."""
+    bundle = shutil.copytree(report.bundle, tmp_path / "older.bundle")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    del manifest["quantisation"]
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    old = Cpu("EPYC of 2017", "x86_64", 2, 2, ("AVX2",))
+    monkeypatch.setattr(cpu, "this_cpu", lambda: old)
+    monkeypatch.setattr(openvino, "this_cpu", lambda: old)
+    return bundle
+
+
+def test_eight_bits_are_refused_where_they_saturate(older: Path, report: ExportReport) -> None:
+    pytest.importorskip("openvino")
+    refusal = r"8 bits.*EPYC of 2017, a CPU without VNNI.*export the bundle again"
+    with pytest.raises(BackendError, match=refusal):
+        Engine(older, backend="openvino", device="cpu")
+    with Engine(older, device="cpu") as engine:
+        assert engine.info.backend == "onnxruntime"
+        assert "8 bits" in engine.info.reason
+        assert engine.segment(DEMO / "scene.png", "the purple cross").mask.any()
+    with Engine(report.bundle, backend="openvino") as engine:  # this version's runs anywhere
+        assert engine.info.backend == "openvino"
+
+
+def test_onnxruntime_adds_eight_bits_in_32(
+    older: Path, report: ExportReport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime as library
+
+    entries = []
+
+    class Options(library.SessionOptions):
+        def add_session_config_entry(self, key: str, value: str) -> None:
+            entries.append((key, value))
+            super().add_session_config_entry(key, value)
+
+    monkeypatch.setattr(library, "SessionOptions", Options)
+    for bundle, widened in ((older, 3), (report.bundle, 0)):
+        entries.clear()
+        with Engine(bundle, backend="onnxruntime", device="cpu"):
+            assert entries.count(("session.x64quantprecision", "1")) == widened
 
 
 def test_backends_agree(report: ExportReport) -> None:
@@ -100,22 +187,58 @@ def test_other_precisions_are_refused_with_the_flag(report: ExportReport) -> Non
         Engine(report.bundle, backend="onnxruntime", device="cpu", precision="fp16")
 
 
-def test_layers_return_to_float_until_the_budget_is_met(tmp_path: Path) -> None:
-    # The paper's initialisation leaves a tiny model's logits near zero, where rounding weighs most.
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> ExportOptions:
     torch.manual_seed(0)
-    path = checkpoint.save(tmp_path / "tiny.pth", randomised(Cris(CrisConfig.tiny())))
-    lines: list[str] = []
-    options = ExportOptions(
-        path, precision=Precision.INT8, calibration=DEMO / "samples.jsonl", min_iou=0.0
+    folder = tmp_path_factory.mktemp("tiny")
+    path = checkpoint.save(folder / "tiny.pth", randomised(Cris(CrisConfig.tiny())))
+    return ExportOptions(
+        path,
+        output=folder / "tiny.bundle",
+        precision=Precision.INT8,
+        calibration=DEMO / "samples.jsonl",
+        min_iou=0.0,
     )
-    tiny = export(options, lines.append)
-    found = [float(line.split(" by ")[1].split()[0]) for line in lines if " by 0." in line]
-    released = [line for line in lines if "return to float32" in line]
-    kept = tiny.types[GraphName.FULL].islands
-    assert len(found) == len(released) + 1
-    assert found[-1] >= 0.99 or len(released) == 4
-    assert len(kept) == sum(int(line.split()[0]) for line in released[-1:])
-    assert set(kept.values()) <= {"calibration_noise"}
+
+
+def test_layers_return_to_float_until_the_budget_is_met(
+    tiny: ExportOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What is measured is close to any budget on some machine: here the judge follows a script.
+    verdicts = iter(
+        [(0.95, GraphName.MASK_DECODER), (0.98, GraphName.IMAGE_ENCODER), (0.9925, None)]
+    )
+    monkeypatch.setattr(stage._Judge, "hold", lambda *_: next(verdicts))
+    lines: list[str] = []
+    report = export(tiny, lines.append)
+    assert [line for line in lines if "float32" in line] == [
+        "int8 logits correlate with float32 by 0.9500 at least",
+        "4 layers of mask_decoder return to float32",
+        "int8 logits correlate with float32 by 0.9800 at least",
+        "4 layers of image_encoder return to float32",
+        "int8 logits correlate with float32 by 0.9925 at least",
+    ]
+    kept = report.types[GraphName.FULL].islands
+    assert (
+        sorted(name.split("/")[0] for name in kept) == ["image_encoder"] * 4 + ["mask_decoder"] * 4
+    )
+    assert set(kept.values()) == {"calibration_noise"}
+    manifest = Bundle.open(report.bundle).manifest
+    assert manifest.quantisation == Quantisation(EXACT_LEVELS, 0.9925, 0.99)
+
+
+def test_a_missed_budget_leaves_no_bundle(
+    tiny: ExportOptions, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--ckpt", str(tiny.checkpoint), "-o", str(tmp_path / "b"), "--int8"]
+    arguments += ["--calibration", str(tiny.calibration), "--min-correlation"]
+    assert cli.main([*arguments, "1"]) == 1
+    assert "below the budget of 1, with 16 layers in float32" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    assert cli.main([*arguments, "1.5"]) == 2
+    assert "--min-correlation must be 0 to 1" in capsys.readouterr().err
+    assert cli.main([*arguments[:4], "--min-correlation", "0.9"]) == 2
+    assert "--min-correlation goes with --int8" in capsys.readouterr().err
 
 
 def test_calibration_is_needed_and_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,8 +19,10 @@ from cris_deploy.bundle import (
     BundleWriter,
     GraphName,
     Manifest,
+    Precision,
 )
 from cris_deploy.errors import BundleError, InputError
+from cris_deploy.manifest import Quantisation
 from tests import tiny_bundle as tiny
 
 
@@ -127,6 +129,21 @@ def test_what_earlier_versions_did_not_write(own_bundle):
     assert manifest.parity is not None
     assert manifest.parity.proofs == ()
     assert manifest.samples[0].scene is None
+
+
+def test_quantisation(tiny_bundle):
+    manifest = Bundle.open(tiny_bundle).manifest
+    assert manifest.weight_levels == 0
+    earlier = dataclasses.replace(manifest, precision=Precision.INT8)
+    assert earlier.weight_levels == 127
+    today = dataclasses.replace(earlier, quantisation=Quantisation(64, 0.995, 0.99))
+    assert today.weight_levels == 64
+    assert Manifest.from_json(today.to_json(), "m") == today
+    for field, value in (("weight_levels", 0), ("correlation", 1.5), ("min_correlation", None)):
+        document = json.loads(today.to_json())
+        document["quantisation"][field] = value
+        with pytest.raises(BundleError, match=f"quantisation.{field}"):
+            Manifest.from_json(json.dumps(document), "m")
 
 
 def test_newer_format(own_bundle):

@@ -10,6 +10,7 @@ import pytest
 from cris_deploy.backends import BackendName, Device
 from cris_deploy.cli import info as module
 from cris_deploy.cli.info import Gpu, collect, describe, main
+from cris_deploy.cpu import describe as describe_cpu
 from cris_deploy.mask import KernelsBuild, KernelsStatus
 
 
@@ -88,10 +89,10 @@ flags : fpu
 def test_cpu(tmp_path):
     path = tmp_path / "cpuinfo"
     path.write_text(CPUINFO)
-    cpu = module._cpu(path)
+    cpu = describe_cpu(path)
     assert cpu.name == "Some CPU @ 3 GHz"
     assert cpu.features == ("AVX2", "AVX-512", "VNNI")
-    assert module._cpu(tmp_path / "none").features == ()
+    assert describe_cpu(tmp_path / "none").features == ()
 
 
 def test_gpus(info, monkeypatch):

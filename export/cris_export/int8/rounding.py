@@ -1,4 +1,8 @@
-"""Weights become integers, one step size per output channel."""
+"""Weights become integers, one step size per output channel.
+
+A weight that is multiplied in int8 has 7 bits, so that no CPU saturates (`cris_deploy/cpu.py`):
+ONNX Runtime and OpenVINO both add 128 to a signed activation and multiply unsigned by signed.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from cris_deploy.cpu import EXACT_LEVELS
 from cris_export.int8.calibration import LEVELS, Observation
 from cris_export.int8.sites import Site
 
@@ -24,7 +29,8 @@ class Rounded:
     """A weight in int8.
 
     Attributes:
-        integers: -127 to 127, int8, of the weight's shape.
+        integers: -127 to 127, or -64 to 64 where they are multiplied as integers; int8, of the
+            weight's shape.
         steps: Step size per output channel, float32.
         axis: Of the output channels.
     """
@@ -45,7 +51,7 @@ def round_weights(sites: Sequence[Site], seen: Mapping[str, Observation]) -> dic
     """Round the weights of layers, by the weights' names.
 
     Matrices whose inputs' products were observed are rounded with compensation, all others to the
-    nearest integer.
+    nearest integer. What no layer multiplies in int8 is only stored so, and has all 8 bits.
     """
     layers: dict[ir.Value, list[Site]] = {}
     for site in sites:
@@ -60,24 +66,27 @@ def round_weights(sites: Sequence[Site], seen: Mapping[str, Observation]) -> dic
             if (observation := seen.get(site.source.name or ""))
             and observation.products is not None
         ]
+        levels = EXACT_LEVELS if any(site.whole for site in users) else LEVELS
         if array.ndim == 2 and len(products) == len(users):
-            result = compensate(array, users[0].outputs, np.sum(products, axis=0))
+            result = compensate(array, users[0].outputs, np.sum(products, axis=0), levels)
         else:
-            result = round_weight(array, users[0].outputs)
+            result = round_weight(array, users[0].outputs, levels)
         rounded[weight.name or ""] = result
     return rounded
 
 
-def round_weight(weight: NDArray[np.float32], axis: int) -> Rounded:
-    """Round to the nearest integer of -127 to 127, with a step size per index of one axis."""
+def round_weight(weight: NDArray[np.float32], axis: int, levels: int = LEVELS) -> Rounded:
+    """Round to the nearest integer of -levels to levels, with a step size per index of one axis."""
     others = tuple(i for i in range(weight.ndim) if i != axis)
-    steps = np.abs(weight).max(axis=others, keepdims=True) / LEVELS
+    steps = np.abs(weight).max(axis=others, keepdims=True) / levels
     steps = np.where(steps > 0, steps, 1).astype(np.float32)
-    integers = np.clip(np.rint(weight / steps), -LEVELS, LEVELS).astype(np.int8)
+    integers = np.clip(np.rint(weight / steps), -levels, levels).astype(np.int8)
     return Rounded(integers, steps.ravel(), axis)
 
 
-def compensate(weight: NDArray[np.float32], axis: int, products: NDArray[np.float64]) -> Rounded:
+def compensate(
+    weight: NDArray[np.float32], axis: int, products: NDArray[np.float64], levels: int = LEVELS
+) -> Rounded:
     """Round a matrix so that its results, not its numbers, change least.
 
     Inputs are correlated, so the error of one rounded weight can be taken back by those that are
@@ -88,8 +97,9 @@ def compensate(weight: NDArray[np.float32], axis: int, products: NDArray[np.floa
         weight: (inputs, outputs), or (outputs, inputs) if `axis` is 0.
         axis: Of the output channels.
         products: (inputs, inputs), sum over samples of the inputs' products with each other.
+        levels: Steps to either side of zero.
     """
-    steps = round_weight(weight, axis).steps.astype(np.float64)
+    steps = round_weight(weight, axis, levels).steps.astype(np.float64)
     rest = np.array(weight if axis == 1 else weight.T, np.float64)  # (inputs, outputs)
     count = len(rest)
     power = float(np.trace(products)) / count
@@ -101,7 +111,7 @@ def compensate(weight: NDArray[np.float32], axis: int, products: NDArray[np.floa
         end = min(start + _BLOCK, count)
         errors = np.empty((end - start, rest.shape[1]))
         for row in range(start, end):
-            nearest = np.clip(np.rint(rest[row] / steps), -LEVELS, LEVELS)
+            nearest = np.clip(np.rint(rest[row] / steps), -levels, levels)
             integers[row] = nearest
             error = (rest[row] - nearest * steps) / factor[row, row]
             rest[row + 1 : end] -= np.outer(factor[row, row + 1 : end], error)

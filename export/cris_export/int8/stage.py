@@ -13,7 +13,9 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from cris_deploy.manifest import GraphName
+from cris_deploy.cpu import EXACT_LEVELS
+from cris_deploy.errors import ParityError
+from cris_deploy.manifest import GraphName, Quantisation
 from cris_export.float32 import Reference, spread
 from cris_export.int8.calibration import Observation, observe
 from cris_export.int8.equalise import equalise, find_moves
@@ -22,7 +24,7 @@ from cris_export.int8.rounding import Rounded, round_weights
 from cris_export.int8.sites import Site, find_sites, fold_weight_slices, residual_values
 from cris_export.measure import Feed, open_session
 
-LEAST_CORRELATION = 0.99
+MIN_CORRELATION = 0.99
 """Of int8 with float32 logits, on each of the pairs below; layers return to float32 until then."""
 
 # Pairs to measure on: each costs a second per attempt at full size.
@@ -71,35 +73,51 @@ class _Stage:
 
 
 def to_int8(
-    models: dict[str, ir.Model], reference: Reference, step: Callable[[str], None]
-) -> dict[str, dict[str, str]]:
+    models: dict[str, ir.Model],
+    reference: Reference,
+    min_correlation: float,
+    step: Callable[[str], None],
+) -> tuple[dict[str, dict[str, str]], Quantisation]:
     """Quantise the stages.
 
     Args:
         models: Stage name -> float32 graph; replaced by the quantised ones.
         reference: The same graphs on disk, and calibration samples. Its graphs are replaced by
             their equalised forms, whose inner values the quantised graphs' can be held against.
+        min_correlation: The budget: least correlation of logits on each pair, 0 to 1.
         step: Called with a line for each attempt.
 
     Returns:
-        Stage name -> layer that stayed in float32 -> why.
+        Stage name -> layer that stayed in float32 -> why; and the manifest's record.
 
     Raises:
         InputError: a tensor is not finite on a sample.
+        ParityError: the budget was missed with as many layers in float32 as may return to it.
     """
     stages = [_calibrate(GraphName(name), model, reference) for name, model in models.items()]
     judge = _Judge(reference)
     for attempt in range(_ATTEMPTS + 1):
         for stage in stages:
             models[stage.name] = stage.build()
-        correlation, worst = judge.hold(models)
+        correlation, worst = judge.hold(models, min_correlation)
         step(f"int8 logits correlate with float32 by {correlation:.4f} at least")
-        if worst is None or attempt == _ATTEMPTS:
+        if worst is None:
             break
+        if attempt == _ATTEMPTS:
+            raise ParityError(
+                f"int8: on the calibration pairs the logits correlate with float32 by "
+                f"{correlation:.4f} at least, below the budget of {min_correlation:g}, with "
+                f"{sum(stage.released for stage in stages)} layers in float32, and {worst} loses "
+                "most; no bundle was written: calibrate on more images like those to come, export "
+                "without --int8, or lower --min-correlation"
+            )
         blamed = next(stage for stage in stages if stage.name == worst)
         blamed.released = min(blamed.released + _RELEASED, len(blamed.order))
         step(f"{blamed.released} layers of {worst} return to float32")
-    return {stage.name: dict.fromkeys(stage.order[: stage.released], RELEASED) for stage in stages}
+    kept: dict[str, dict[str, str]] = {
+        stage.name: dict.fromkeys(stage.order[: stage.released], RELEASED) for stage in stages
+    }
+    return kept, Quantisation(EXACT_LEVELS, correlation, min_correlation)
 
 
 def _calibrate(name: GraphName, model: ir.Model, reference: Reference) -> _Stage:
@@ -152,7 +170,7 @@ class _Judge:
         self._decoder = open_session(proto, reference.folder)
         self._expected = self._decode(self._decoder, self._features)
 
-    def hold(self, models: Mapping[str, ir.Model]) -> tuple[float, GraphName | None]:
+    def hold(self, models: Mapping[str, ir.Model], budget: float) -> tuple[float, GraphName | None]:
         """Give the least correlation end to end, and if that is too low the stage that loses most.
 
         Each stage is then run among float32 ones.
@@ -162,7 +180,7 @@ class _Judge:
         decoder = open_session(ir.to_proto(models[GraphName.MASK_DECODER]), self._folder)
         both = [{**scene, **text} for scene, text in zip(scenes, texts, strict=True)]
         correlation = self._correlation(decoder, both)
-        if correlation >= LEAST_CORRELATION:
+        if correlation >= budget:
             return correlation, None
         alone = {
             GraphName.IMAGE_ENCODER: self._correlation(self._decoder, self._with(scenes)),
@@ -178,7 +196,7 @@ class _Judge:
     def _correlation(self, decoder: Any, features: Sequence[Feed]) -> float:
         logits = self._decode(decoder, features)
         return min(
-            float(np.corrcoef(mine, expected)[0, 1])
+            _correlation(mine, expected)
             for mine, expected in zip(logits, self._expected, strict=True)
         )
 
@@ -190,3 +208,10 @@ class _Judge:
         session = open_session(ir.to_proto(model), self._folder)
         names = [value.name for value in session.get_outputs()]
         return [dict(zip(names, session.run(names, dict(feed)), strict=True)) for feed in feeds]
+
+
+def _correlation(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
+    """Of two maps of logits, -1 to 1; 0 where one of them is the same everywhere."""
+    first, second = (values - values.mean(dtype=np.float64) for values in (first, second))
+    size = float(np.linalg.norm(first) * np.linalg.norm(second))
+    return float(first @ second) / size if size else 0.0
