@@ -94,9 +94,9 @@ class _OpenVino:
     def load(self, bundle: Bundle, name: GraphName) -> Graph:
         if saturates(bundle.manifest.weight_levels):
             raise BackendError(
-                f"the int8 weights of bundle {bundle.path} have 8 bits, as earlier versions "
-                f"wrote them: on {this_cpu().name}, a CPU without VNNI, openvino's sums of products "
-                "saturate and masks are wrong: export the bundle again, or take backend onnxruntime"
+                f"the int8 weights of bundle {bundle.path} have 8 bits, as earlier versions wrote "
+                f"them: on {this_cpu().name}, a CPU without VNNI, openvino's sums saturate and "
+                "masks are wrong: export the bundle again, or take backend onnxruntime"
             )
         settings = self._settings
         config: dict[str, object] = {
