@@ -157,7 +157,7 @@ def _network(task: Task) -> Callable[[], Call]:
 def _pytorch(task: Task) -> Network:
     import torch
 
-    from cris_bench.pytorch import Compiled, Eager
+    from cris_bench.pytorch import COMPILED, Eager, Peer
     from cris_deploy.backends import Device
     from cris_train import checkpoint as checkpoints
 
@@ -165,7 +165,9 @@ def _pytorch(task: Task) -> Network:
         torch.set_num_threads(task.threads)
     device = Device(task.device)
     model = checkpoints.build(checkpoints.load(task.path)).to(device.value)
-    return Eager(model, None, device) if task.kind is Kind.EAGER else Compiled(model, device)
+    if task.kind is Kind.EAGER:
+        return Eager(model, None, device)
+    return Peer(model, COMPILED, device)
 
 
 def _free_on_device() -> int:

@@ -44,6 +44,7 @@ class Way:
         backend: Runtime.
         device: Where.
         compute: Arithmetic.
+        graphs: Whether a GPU's work is captured in CUDA graphs.
     """
 
     bundle: str
@@ -51,11 +52,12 @@ class Way:
     backend: BackendName
     device: Device
     compute: Compute
+    graphs: bool = True
 
     @property
     def name(self) -> str:
         """The contestant's name in the record."""
-        return f"{self.backend} {self.compute}"
+        return f"{self.backend} {self.compute}{'' if self.graphs else ', no graphs'}"
 
     @property
     def identity(self) -> Identity:
@@ -71,6 +73,7 @@ class Way:
             precision=self.compute,
             threads=threads,
             streams=streams,
+            cuda_graphs=self.graphs,
             verify=False,
         )
 
@@ -202,7 +205,10 @@ def find_ways(
                 except BackendError as error:
                     refusal = refusals[compute] = error
                 else:
-                    ways.append(Way(name, bundle.path, backend, device, compute))
+                    ways += [
+                        Way(name, bundle.path, backend, device, compute, graphs)
+                        for graphs in ((True, False) if device is Device.CUDA else (True,))
+                    ]
         if backends and len(ways) == before and refusal is not None:
             raise refusal
     had = {way.compute for way in ways}

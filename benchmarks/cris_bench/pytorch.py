@@ -1,8 +1,10 @@
-"""PyTorch eager, which everything is compared with, and torch.compile."""
+"""PyTorch eager, which everything is compared with, and what else PyTorch can do by itself."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -21,7 +23,7 @@ from cris_deploy.text import Tokenizer
 from cris_train.model import Cris
 
 EAGER = "PyTorch eager fp32"
-COMPILED = "torch.compile fp32"
+_WANTS_COMPILER = "torch.compile wants a C++ compiler (apt install g++)"
 
 
 class Eager:
@@ -73,29 +75,93 @@ class Eager:
         return self.segment(np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)), expression)
 
 
-class Compiled:
-    """torch.compile of the same model, for one shape at a time."""
+@dataclass(frozen=True)
+class Variant:
+    """Another way to run the same model in PyTorch.
 
-    def __init__(self, model: Cris, device: Device) -> None:
-        self.identity = Identity(COMPILED, Role.PEER, device, Compute.FP32.value)
-        self._model = torch.compile(model, dynamic=False)
+    Attributes:
+        name: Of the contestant.
+        compute: Arithmetic.
+        autocast: Type that PyTorch casts inputs of products to; None for no autocast.
+        half: Whether the weights are float16.
+        channels_last: Whether pictures lie in memory as (n, h, w, C).
+        mode: Of torch.compile; None to run eagerly.
+    """
+
+    name: str
+    compute: Compute
+    autocast: torch.dtype | None = None
+    half: bool = False
+    channels_last: bool = False
+    mode: str | None = None
+
+
+COMPILED = Variant("torch.compile fp32", Compute.FP32, mode="default")
+# What a GPU's users would try before they export anything.
+ON_CUDA = (
+    Variant("PyTorch autocast fp16", Compute.FP16, autocast=torch.float16),
+    Variant("PyTorch eager fp16, channels last", Compute.FP16, half=True, channels_last=True),
+    Variant(
+        "torch.compile fp16, max-autotune",
+        Compute.FP16,
+        half=True,
+        channels_last=True,
+        mode="max-autotune",
+    ),
+)
+
+
+class Peer:
+    """A variant, for one shape at a time if it is compiled.
+
+    Args:
+        model: In evaluation mode, float32, on `device`; it stays as it is.
+        variant: How it is run.
+        device: Where.
+    """
+
+    def __init__(self, model: Cris, variant: Variant, device: Device) -> None:
+        self.identity = Identity(variant.name, Role.PEER, device, variant.compute.value)
+        self._variant = variant
+        if variant.half or variant.channels_last:
+            model = copy.deepcopy(model)
+        if variant.half:
+            model = model.half()
+        if variant.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        self._model: Callable[..., torch.Tensor] = model
+        if variant.mode is not None:
+            self._model = torch.compile(model, dynamic=False, mode=variant.mode)
 
     def bind(self, image: NDArray[Any], tokens: NDArray[Any]) -> Bound:
-        """Compile, which takes a minute at full size; see `Network`.
+        """Run once, which compiles what is to be compiled (minutes at full size); see `Network`.
 
         Raises:
-            BackendError: it cannot be compiled.
+            BackendError: it cannot be compiled, or not run in its types.
         """
-        bound = _bind(self._model, self.identity.device, image, tokens)
+        bound = _bind(self._forward, self.identity.device, image, tokens)
         try:
             bound.run()
-        except Exception as error:  # its errors share no base class
+        except Exception as error:  # PyTorch's errors share no base class
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            remedy = (
+                "it cannot run in these types" if self._variant.mode is None else _WANTS_COMPILER
+            )
             raise BackendError(
-                f"torch.compile failed ({first}): it wants a C++ compiler (apt install g++); "
-                f"--no-peers or --quick leaves it out"
+                f"{self.identity.name} failed ({first}): {remedy}; --no-peers leaves it out"
             ) from error
         return bound
+
+    def _forward(self, image: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        variant = self._variant
+        if variant.half:
+            image = image.half()
+        if variant.channels_last:
+            image = image.to(memory_format=torch.channels_last)
+        if variant.autocast is None:
+            return self._model(image, tokens).float()
+        with torch.autocast(image.device.type, variant.autocast):
+            return self._model(image, tokens).float()
 
 
 def _bind(

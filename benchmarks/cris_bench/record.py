@@ -257,7 +257,7 @@ class BundleFacts:
 
 @dataclass(frozen=True)
 class Absent:
-    """A contestant that this installation lacks, and the command that installs it."""
+    """A contestant that this installation lacks, and the command that installs it, or the fault."""
 
     name: str
     install: str

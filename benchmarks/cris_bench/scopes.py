@@ -20,9 +20,10 @@ from cris_bench.inputs import WORDS, Fresh, random_image, random_tokens
 from cris_bench.options import BenchOptions
 from cris_bench.ours import Ours
 from cris_bench.pytorch import Eager
-from cris_bench.record import Role, Row, Scope
+from cris_bench.record import Absent, Role, Row, Scope
 from cris_bench.timing import Clocked, Pass, Timing, interleave, paired_ratio
 from cris_deploy.backends import Device
+from cris_deploy.errors import BackendError
 from cris_deploy.manifest import GraphName
 
 # Threads of ONNX Runtime and of OpenMP spin for some milliseconds after their work is done.
@@ -97,6 +98,7 @@ class Field:
         input_size: Of the model.
         word_len: Of the model.
         vocabulary: Of the model.
+        absent: Peers that could not run, and why; added to.
     """
 
     eager: Eager | None
@@ -105,6 +107,7 @@ class Field:
     input_size: int
     word_len: int
     vocabulary: int
+    absent: list[Absent] = field(default_factory=list)
 
 
 @dataclass
@@ -182,7 +185,13 @@ def _entries(
         expected = yield from _baseline(field_.eager, shape, wanted, fresh, image, tokens)
     if Scope.NETWORK in wanted:
         for peer in field_.peers:
-            bound = peer.bind(image, tokens)
+            try:
+                bound = peer.bind(image, tokens)
+            except BackendError as error:  # a peer's failure must not lose everyone's times
+                failed = Absent(peer.identity.name, str(error))
+                if failed not in field_.absent:
+                    field_.absent.append(failed)
+                continue
             yield _network(peer.identity, bound, bound.run, shape, expected)
     for engine in field_.ours:
         # An engine's network pass is beside its other passes: what is compared is close in time.

@@ -16,7 +16,7 @@ from cris_bench.options import BenchOptions
 from cris_bench.ours import Ours, Way
 from cris_bench.plain import OnnxRuntime, plain_peers
 from cris_bench.plain_export import export_plain
-from cris_bench.pytorch import Compiled, Eager
+from cris_bench.pytorch import COMPILED, ON_CUDA, Eager, Peer
 from cris_bench.record import Absent
 from cris_bench.scopes import Field, Shape
 from cris_bench.subject import Step, Subject
@@ -59,9 +59,9 @@ class Starters:
         subject: What is run.
         ways: How this project's engines run it.
         eager: The baseline; None without the model.
-        compiled: The same model compiled; None where it was left out.
+        others: The same model in PyTorch's other ways; none where they were left out.
         ours: The engines, in the order of the ways.
-        absent: Peers that are not installed; filled by `field`.
+        absent: Peers that are not installed or cannot run; filled race by race.
     """
 
     options: BenchOptions
@@ -70,23 +70,28 @@ class Starters:
     subject: Subject
     ways: tuple[Way, ...]
     eager: Eager | None
-    compiled: Compiled | None
+    others: tuple[Peer, ...]
     ours: tuple[Ours, ...]
     absent: list[Absent]
 
     def field(self, shape: Shape, step: Step) -> Field:
         """Everyone for a race: peers have a graph for each batch, and take one expression."""
-        peers: list[Network] = [] if self.compiled is None else [self.compiled]
+        peers: list[Network] = list(self.others)
         if self._plain and shape.expressions == 1:
-            found, self.absent[:] = plain_peers(
-                self.plain_export(shape.batch, step), self.options.threads
-            )
+            found, missing = plain_peers(self.plain_export(shape.batch, step), self.options.threads)
             peers += found
+            self.absent.extend(entry for entry in missing if entry not in self.absent)
         if shape.expressions > 1:
             peers = []
         facts = self.subject.facts
         return Field(
-            self.eager, peers, self.ours, facts.input_size, facts.word_len, self.subject.vocabulary
+            self.eager,
+            peers,
+            self.ours,
+            facts.input_size,
+            facts.word_len,
+            self.subject.vocabulary,
+            self.absent,
         )
 
     def plain_export(self, batch: int, step: Step) -> Path:
@@ -104,8 +109,11 @@ class Starters:
         if self.eager is not None and subject.model is not None:
             weights = sum(value.numel() for value in subject.model.parameters()) * _FLOAT32
             kinds = [(Kind.EAGER, self.eager.identity)]
-            if self.compiled is not None:
-                kinds.append((Kind.COMPILED, self.compiled.identity))
+            kinds += [
+                (Kind.COMPILED, peer.identity)
+                for peer in self.others
+                if peer.identity.name == COMPILED.name
+            ]
             found = [
                 Alone(who, self._task(kind, subject.checkpoint, who.compute), weights)
                 for kind, who in kinds
@@ -158,14 +166,15 @@ def open_starters(
     Raises:
         BackendError: an engine cannot be loaded.
     """
-    eager = compiled = None
+    eager, others = None, []
     if subject.model is not None:
         model = subject.model.to(device.value)
         write_tokenizer(folder / "tokenizer.json")
         words = Tokenizer.from_file(folder / "tokenizer.json", subject.facts.word_len)
         eager = Eager(model, words, device)
         if options.peers and not options.quick:
-            compiled = Compiled(model, device)
+            variants = (COMPILED, *ON_CUDA) if device is Device.CUDA else (COMPILED,)
+            others = [Peer(model, variant, device) for variant in variants]
     with ExitStack() as stack:
         ours = []
         for way in ways:
@@ -173,5 +182,5 @@ def open_starters(
             ours.append(Ours(way, options.threads))
             stack.callback(ours[-1].close)
         yield Starters(
-            options, device, folder, subject, tuple(ways), eager, compiled, tuple(ours), []
+            options, device, folder, subject, tuple(ways), eager, tuple(others), tuple(ours), []
         )
