@@ -65,6 +65,7 @@ def run(options: BenchOptions, step: Step, tick: Tick) -> Record:
         results = Results()
         memory: list[Memory] = []
         with open_starters(options, device, folder, subject, ways, step) as starters:
+            ways = list(starters.ways)
             for shape in shapes(options):
                 field = starters.field(shape, step)
                 step(

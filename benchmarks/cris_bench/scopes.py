@@ -109,6 +109,11 @@ class Field:
     vocabulary: int
     absent: list[Absent] = field(default_factory=list)
 
+    def note(self, name: str, shape: Shape, error: BackendError) -> None:
+        """Note that a contestant cannot run a shape: it must not lose everyone's times."""
+        who = f"{name}, {shape.batch} images x {shape.expressions} expressions"
+        self.absent.append(Absent(who, str(error)))
+
 
 @dataclass
 class Results:
@@ -187,10 +192,8 @@ def _entries(
         for peer in field_.peers:
             try:
                 bound = peer.bind(image, tokens)
-            except BackendError as error:  # a peer's failure must not lose everyone's times
-                failed = Absent(peer.identity.name, str(error))
-                if failed not in field_.absent:
-                    field_.absent.append(failed)
+            except BackendError as error:
+                field_.note(peer.identity.name, shape, error)
                 continue
             yield _network(peer.identity, bound, bound.run, shape, expected)
     for engine in field_.ours:
@@ -198,7 +201,12 @@ def _entries(
         if Scope.NETWORK in wanted:
             bound = engine.bind(image, tokens)
             run = _noting(engine, bound, stages) if shape.masks == 1 else bound.run
-            yield _network(engine.identity, bound, run, shape, expected)
+            try:
+                entry = _network(engine.identity, bound, run, shape, expected)
+            except BackendError as error:  # a plan without a profile for this batch, say
+                field_.note(engine.identity.name, shape, error)
+            else:
+                yield entry
         if shape.batch == 1:
             yield from _engine_scopes(engine, shape, wanted, fresh)
 

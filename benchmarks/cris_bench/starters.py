@@ -164,7 +164,7 @@ def open_starters(
     """Load the model and the engines; close the engines in the end.
 
     Raises:
-        BackendError: an engine cannot be loaded.
+        BackendError: an engine that was asked for by name cannot be loaded, or none can.
     """
     eager, others = None, []
     if subject.model is not None:
@@ -176,11 +176,24 @@ def open_starters(
             variants = (COMPILED, *ON_CUDA) if device is Device.CUDA else (COMPILED,)
             others = [Peer(model, variant, device) for variant in variants]
     with ExitStack() as stack:
-        ours = []
+        ours, absent = [], []
         for way in ways:
             step(f"loading {way.name}")
-            ours.append(Ours(way, options.threads))
-            stack.callback(ours[-1].close)
+            try:
+                engine = Ours(way, options.threads)
+            except BackendError as error:
+                if options.backends:  # asked for by name
+                    raise
+                absent.append(Absent(way.name, str(error)))
+                continue
+            stack.callback(engine.close)
+            ours.append(engine)
+        if not ours:
+            raise BackendError(
+                f"nothing here can run the bundles on {device}: "
+                + "; ".join(f"{entry.name}: {entry.install}" for entry in absent)
+            )
+        here = tuple(engine.way for engine in ours)
         yield Starters(
-            options, device, folder, subject, tuple(ways), eager, tuple(others), tuple(ours), []
+            options, device, folder, subject, here, eager, tuple(others), tuple(ours), absent
         )

@@ -192,6 +192,7 @@ def _export(
             precision=precision,
             calibration=PACKAGED if precision is Precision.INT8 else None,
             min_iou=0.0,
+            min_correlation=0.0 if precision is Precision.INT8 else None,
             engines=engines,
         ),
         lambda line: step(f"{precision}: {line}"),
