@@ -61,6 +61,7 @@ class _OnnxRuntime:
             bundle.graph(name),
             self._settings.threads,
             half=bundle.manifest.precision is Precision.FP16,
+            unpack=name is GraphName.TEXT_ENCODER,
             widen=saturates(bundle.manifest.weight_levels),
         )
 
@@ -69,10 +70,14 @@ class _Session:
     """One session. `Run` of ONNX Runtime is thread-safe.
 
     half: the graph is typed float16.
+    unpack: weights stored in int8 are float32 from loading on. All of the text encoder's are, since
+        every pixel reads its results, and its kernel for int8 weights is six times slower.
     widen: int8 products are added in 32 bits at once, slower, where 16 bits would saturate.
     """
 
-    def __init__(self, path: Path, threads: int | None, *, half: bool, widen: bool) -> None:
+    def __init__(
+        self, path: Path, threads: int | None, *, half: bool, unpack: bool, widen: bool
+    ) -> None:
         onnxruntime = _module()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _WARNINGS_AND_BELOW
@@ -80,6 +85,11 @@ class _Session:
         options.inter_op_num_threads = 1
         # Three sessions, three thread pools: one that is done must not spin beside the next.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        # Where weights alone are int8, products are float32 (level 1); the default, 4, rounds their
+        # inputs at run time, too.
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+        if unpack:
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         if widen:
             options.add_session_config_entry("session.x64quantprecision", "1")
         try:
