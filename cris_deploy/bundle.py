@@ -28,6 +28,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from cris_deploy import arguments
 from cris_deploy.errors import BundleError, InputError
 from cris_deploy.manifest import (
     FORMAT,
@@ -89,7 +90,8 @@ class Bundle:
         Names, sizes and links are always checked, the SHA-256 of every file if `verify`. Files
         that the manifest does not list are ignored.
         """
-        path = Path(path)
+        path = arguments.path("bundle", path, "give the directory cris-export wrote")
+        arguments.flag("verify", verify)
         if not path.is_dir():
             problem = "is not a directory" if path.exists() else "does not exist"
             raise BundleError(f"bundle {path} {problem}: give the directory cris-export wrote")

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cris_deploy.arguments import whole
 from cris_deploy.errors import ImageError, InputError
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -53,6 +54,7 @@ def decode(image: ImageInput, max_pixels: int = MAX_PIXELS) -> Pixels:
 
     `max_pixels` limits H * W, and is checked before anything is decoded. Raises ImageError.
     """
+    max_pixels = whole("max_pixels", max_pixels, 1)
     if isinstance(image, (str, os.PathLike)):
         return _decode_file(Path(image), max_pixels)
     if isinstance(image, (bytes, bytearray, memoryview)):

@@ -18,6 +18,8 @@ from typing import Any, Final, Protocol, TypeVar
 
 from numpy.typing import NDArray
 
+from cris_deploy import arguments
+from cris_deploy.arguments import MOST_THREADS
 from cris_deploy.bundle import Bundle
 from cris_deploy.errors import BackendError, InputError
 from cris_deploy.manifest import GraphName, Precision
@@ -185,10 +187,9 @@ def load_graphs(
 
     Raises InputError for an unknown name or number, BackendError if it cannot be had.
     """
-    if threads is not None and threads < 1:
-        raise InputError(f"threads is {threads}: give at least 1, or None for all cores")
-    if streams < 1:
-        raise InputError(f"streams is {streams}: give at least 1")
+    threads = arguments.whole_or_none("threads", threads, 1, MOST_THREADS, "all cores")
+    streams = arguments.whole("streams", streams, 1, MOST_THREADS)
+    arguments.flag("cuda_graphs", graphs)
     wanted = None if backend == AUTO else _parse(BackendName, "backend", backend)
     where = None if device == AUTO else _parse(Device, "device", device)
     arithmetic = None if precision == AUTO else _parse(Compute, "precision", precision)
@@ -297,4 +298,4 @@ def _parse(enum: type[_E], argument: str, value: str) -> _E:
         return enum(value)
     except ValueError:
         known = ", ".join([AUTO, *enum])
-        raise InputError(f"{argument} is {value!r}: give one of {known}") from None
+        raise InputError(f"{argument} is {arguments.shown(value)}: give one of {known}") from None

@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,6 @@ def segment_jobs(
     the bundle, the backend, the output folder.
     """
     from cris_deploy.engine import Engine
-    from cris_deploy.stream import outcomes
 
     engine = Engine(
         bundle,
@@ -115,7 +115,7 @@ def segment_jobs(
         if isinstance(job, Job)
         for expression in job.expressions
     )
-    with engine, outcomes(engine, pairs, batch_size) as stream:
+    with engine, closing(engine.stream(pairs, batch_size, on_error="yield")) as stream:
         for job in jobs:
             if isinstance(job, BadEntry):
                 yield Report(job, problems=(job.problem,))
@@ -125,7 +125,7 @@ def segment_jobs(
 
 
 def _write(
-    job: Job, found: Sequence[Segmentation | Exception], output: Path, max_pixels: int
+    job: Job, found: Sequence[Segmentation | CrisError], output: Path, max_pixels: int
 ) -> Report:
     from cris_deploy import image, overlay
 
@@ -134,10 +134,8 @@ def _write(
     for index, outcome in enumerate(found):
         if isinstance(outcome, Segmentation):
             done.append((index, outcome))
-        elif isinstance(outcome, CrisError):
-            problems.append(one_line(outcome))
         else:
-            raise outcome
+            problems.append(one_line(outcome))
     written: list[Written] = []
     picture_path = None
     try:
