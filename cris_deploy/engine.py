@@ -56,8 +56,9 @@ _WARNED = 4096
 class Engine:
     """Runs a bundle. May be used from many threads, and as a context manager.
 
-    bundle: the directory cris-export wrote. Raises BundleError if it is incomplete or changed
-        (`verify` off skips the hashes, not the rest).
+    bundle: the directory cris-export wrote, or an opened `Bundle`. Raises BundleError if it is
+        incomplete or changed (`verify` off skips the hashes, not the rest). What is loaded later
+        is of this bundle, or a BundleError says that it was replaced.
     backend, device, precision: "auto" chooses and logs why (also in `info`); anything else is had
         or refused with a BackendError. `precision` is the arithmetic: "auto" keeps what the
         bundle's parity was proved in.
@@ -68,11 +69,14 @@ class Engine:
     cuda_graphs: capture a GPU's work for each batch size when it is first seen, and replay it.
     cache: keep features of the last images and expressions, `image_cache` and `text_cache` many.
     max_pixels: images above are refused before they are decoded.
+    manifest_sha256: the hash that manifest.json has to have, so that the bundle is the one that is
+        meant: the hashes in it only prove that its files belong together.
+    trust_plans: take TensorRT plans that the manifest does not list, too. A plan is code.
     """
 
     def __init__(
         self,
-        bundle: str | Path,
+        bundle: str | Path | Bundle,
         *,
         backend: str = AUTO,
         device: str = AUTO,
@@ -85,19 +89,32 @@ class Engine:
         text_cache: int = 1024,
         max_pixels: int = images.MAX_PIXELS,
         verify: bool = True,
+        manifest_sha256: str | None = None,
+        trust_plans: bool = False,
     ) -> None:
         arguments.flag("cache", cache)
         image_cache = arguments.whole("image_cache", image_cache, 0)
         text_cache = arguments.whole("text_cache", text_cache, 0)
         max_pixels = arguments.whole("max_pixels", max_pixels, 1)
-        opened = Bundle.open(bundle, verify)
+        opened = (
+            bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, verify, manifest_sha256)
+        )
         _check_interfaces(opened)
+        self._bundle: Final = opened
         manifest = opened.manifest
         self._model: Final = manifest.model
         self._tokenizer = Tokenizer.from_file(opened.tokenizer, self._model.word_len)
         self._graphs: dict[GraphName, Graph] | None
         self._graphs, choice = load_graphs(
-            opened, _INTERFACES, backend, device, precision, threads, streams, cuda_graphs
+            opened,
+            _INTERFACES,
+            backend,
+            device,
+            precision,
+            threads,
+            streams,
+            cuda_graphs,
+            trust_plans,
         )
         self._road: Final = _road(choice, self._graphs, self._model, threads)
         self.max_pixels: Final = max_pixels
@@ -364,9 +381,14 @@ class Engine:
 
     @contextmanager
     def _forgetting(self) -> Iterator[None]:
-        """If a run fails, forget what a GPU holds: it may be lost, or wanted for something else."""
+        """If a run fails, forget what a GPU holds: it may be lost, or wanted for something else.
+
+        On a CPU, refuse what was computed with weights that somebody wrote into.
+        """
         try:
             yield
+            if self.info.device is Device.CPU:
+                self._bundle.require_unwritten()
         except BackendError:
             if self.info.device is Device.CUDA:
                 self._scenes.clear()

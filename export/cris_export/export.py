@@ -185,6 +185,7 @@ def export(options: ExportOptions, step: Callable[[str], None] = lambda _: None)
         del model, protos
         gc.collect()
         plans = build_engines(folder, options.engines, step) if engine is not None else ()
+        manifest = bundles.Bundle.open(folder, verify=False).manifest  # lists the plans, too
         parity = verify.prove(folder, options.budget, step)
         if not parity.passed:
             raise ParityError(_failure(parity, options, reference, folder))

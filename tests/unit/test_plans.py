@@ -24,8 +24,8 @@ def bundle(own_bundle: Path) -> Bundle:
     return Bundle.open(own_bundle)
 
 
-def add_plan(bundle: Bundle, **changes: Any) -> PlanRecord:
-    """Write a plan of the full graph with its sidecar."""
+def add_plan(bundle: Bundle, listed: bool = True, **changes: Any) -> PlanRecord:
+    """Write a plan of the full graph with its sidecar, and list it in the manifest."""
     graph = changes.get("graph", GraphName.FULL)
     graph_sha256, weights_sha256 = plans.graph_hashes(bundle, graph)
     record = PlanRecord(
@@ -56,6 +56,8 @@ def add_plan(bundle: Bundle, **changes: Any) -> PlanRecord:
     folder.mkdir(exist_ok=True)
     (folder / record.file).write_bytes(PLAN)
     plans.write_sidecar(folder, record)
+    if listed:
+        plans.list_plans(Bundle.open(bundle.path), [record])
     return record
 
 
@@ -180,6 +182,7 @@ def test_chooses_the_plan_for_runtime_version_and_gpu(bundle: Bundle) -> None:
     narrow = add_plan(bundle, targets=("sm86",))
     add_plan(bundle, targets=("sm89",))
     add_trt(bundle)
+    bundle = Bundle.open(bundle.path)
     assert plans.choose_plan(bundle, GraphName.FULL, HOST) == narrow
     on_120 = dataclasses.replace(HOST, compute_capability="sm120", gpu="NVIDIA GeForce RTX 5090")
     assert plans.choose_plan(bundle, GraphName.FULL, on_120) == wide
