@@ -88,6 +88,8 @@ def segment_jobs(
     precision: str = AUTO,
     threads: int | None = None,
     max_pixels: int = MAX_PIXELS,
+    manifest_sha256: str | None = None,
+    trust_plans: bool = False,
     batch_size: int = 8,
 ) -> Iterator[Report]:
     """Segment jobs and write their masks and overlays into `output`; one report per job, in order.
@@ -104,6 +106,8 @@ def segment_jobs(
         precision=precision,
         threads=threads,
         max_pixels=max_pixels,
+        manifest_sha256=manifest_sha256,
+        trust_plans=trust_plans,
     )
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -239,6 +243,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help=f"refuse larger images (default: {MAX_PIXELS:,})",
     )
+    parser.add_argument(
+        "--manifest-sha256", metavar="HEX", help="refuse a bundle whose manifest.json has another"
+    )
+    parser.add_argument(
+        "--trust-plans",
+        action="store_true",
+        help="take TensorRT plans that the bundle does not list; a plan is code",
+    )
     return parser
 
 
@@ -271,6 +283,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             precision=arguments.precision,
             threads=arguments.threads,
             max_pixels=arguments.max_pixels,
+            manifest_sha256=arguments.manifest_sha256,
+            trust_plans=arguments.trust_plans,
         )
         return _print_reports(reports, len(jobs), arguments.json)
 
