@@ -96,9 +96,11 @@ class Engine:
         image_cache = arguments.whole("image_cache", image_cache, 0)
         text_cache = arguments.whole("text_cache", text_cache, 0)
         max_pixels = arguments.whole("max_pixels", max_pixels, 1)
-        opened = (
-            bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, verify, manifest_sha256)
-        )
+        opened = bundle
+        if not isinstance(opened, Bundle):
+            opened = Bundle.open(opened, verify, manifest_sha256)
+        elif manifest_sha256 not in (None, opened.manifest_sha256):
+            raise InputError("manifest_sha256 goes with a path: the bundle is opened already")
         _check_interfaces(opened)
         self._bundle: Final = opened
         manifest = opened.manifest
