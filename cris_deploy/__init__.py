@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cris_deploy.backends import BackendName, Choice, Compute, Device
-    from cris_deploy.check import CheckReport, check
+    from cris_deploy.bundle_check import CheckReport, check
     from cris_deploy.cuda.segmentation import DeviceSegmentation
     from cris_deploy.engine import Engine, EngineInfo, Scene
     from cris_deploy.errors import (
@@ -52,7 +52,7 @@ __all__ = [
 
 _MODULES = {
     "backends": ("BackendName", "Choice", "Compute", "Device"),
-    "check": ("CheckReport", "check"),
+    "bundle_check": ("CheckReport", "check"),
     "cuda.segmentation": ("DeviceSegmentation",),
     "engine": ("Engine", "EngineInfo", "Scene"),
     "errors": (

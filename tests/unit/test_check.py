@@ -12,7 +12,7 @@ import pytest
 
 from cris_deploy.backends import BackendName, Compute, Device
 from cris_deploy.bundle import MANIFEST
-from cris_deploy.check import CheckReport, check, worst_stage
+from cris_deploy.bundle_check import CheckReport, check, worst_stage
 from cris_deploy.deviation import Deviation, finite
 from cris_deploy.errors import BackendError, BundleError, InputError
 from cris_deploy.manifest import GraphName, Route, StageParity

@@ -190,8 +190,8 @@ def test_a_plan_that_the_manifest_does_not_list_is_code_of_a_stranger(bundle: Bu
     with pytest.raises(
         BackendError,
         match=rf"no plan of full fits .*: {record.file} is not listed in manifest\.json, and a "
-        r"plan is code: build it with cris-export --bundle .* --target sm86, or, if you trust who made "
-        r"it, take it with Engine\(trust_plans=True\) or cris-segment --trust-plans",
+        r"plan is code: build it with cris-export --bundle .* --target sm86, or, if you trust "
+        r"who made it, take it with Engine\(trust_plans=True\) or cris-segment --trust-plans",
     ):
         plans.choose_plan(bundle, GraphName.FULL, HOST)
     assert plans.choose_plan(bundle, GraphName.FULL, HOST, trust_plans=True) == record
