@@ -18,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cris_deploy import image as images
-from cris_deploy.arguments import fraction_or_none
+from cris_deploy.arguments import fraction_or_none, shown
 from cris_deploy.arrays import read_arrays
 from cris_deploy.backends import AUTO, Choice, Device, Graph, load_graphs
 from cris_deploy.bundle import Bundle
 from cris_deploy.deviation import Deviation, finite
 from cris_deploy.engine import Engine
-from cris_deploy.errors import BackendError, BundleError
+from cris_deploy.errors import BackendError, BundleError, InputError
 from cris_deploy.manifest import (
     DEFAULT_MIN_IOU,
     GraphName,
@@ -130,6 +130,8 @@ def check(
         BundleError: the bundle is damaged, or has no samples.
         BackendError: the backend cannot be had here, or failed.
     """
+    if not callable(step):
+        raise InputError(f"step is {shown(step)}: give a function that takes a line of text")
     min_iou = fraction_or_none("min_iou", min_iou, "the budget it was exported with")
     opened = Bundle.open(bundle, verify)
     references = _read_references(opened)

@@ -24,7 +24,8 @@ DEFAULT_MIN_IOU: Final = 0.99
 # What a bundle may claim: a runtime makes room for it before it sees whether it is true. All are
 # far above what is exported, and low enough for what follows from them to fit into memory.
 MOST_BYTES: Final = 16 * 2**20
-"""Length of manifest.json; that of a full-size model takes 14 KB and 0.2 KB for each sample."""
+"""Length of manifest.json; that of a full-size model takes 12 KB, and half a KB for each
+further sample."""
 MOST_SIDE: Final = 4096
 """Side of the input and of the logits, where the published models have 416 and 104: a normalised
 input takes 200 MB."""

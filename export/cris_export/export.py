@@ -18,7 +18,7 @@ import onnx_ir as ir
 from cris_deploy import bundle as bundles
 from cris_deploy.bundle import BundleWriter, GraphName, Precision
 from cris_deploy.errors import InputError, ParityError
-from cris_deploy.manifest import DEFAULT_MIN_IOU, TypeShare
+from cris_deploy.manifest import DEFAULT_MIN_IOU, MOST_SAMPLES, TypeShare
 from cris_deploy.plans import PlanRecord
 from cris_deploy.text import Tokenizer
 from cris_deploy.versions import version_of
@@ -141,6 +141,8 @@ def export(options: ExportOptions, step: Callable[[str], None] = lambda _: None)
     verify.require_reference()
     engine = choose_engine(options.engines, step)  # what cannot be had is refused before the work
     sources = samples.read_samples(options.samples)
+    if len(sources) > MOST_SAMPLES:
+        raise InputError(f"--samples {options.samples}: give at most {MOST_SAMPLES:,} lines")
     pairs = _read_calibration(options.calibration)
     step(f"reading {options.checkpoint}")
     checkpoint = checkpoints.load(options.checkpoint, word_len=options.word_len)

@@ -200,9 +200,13 @@ def test_features_that_cannot_be_read(own_bundle, name):
 
 
 def test_unusable_arguments(tiny_bundle, own_bundle):
-    for value in (-0.1, 1.1, float("nan")):
-        with pytest.raises(InputError, match="min_iou"):
+    for value in (-0.1, 1.1, float("nan"), "0.9", True):
+        with pytest.raises(InputError, match=r"min_iou is .*: give 0 to 1, or None"):
             run_check(tiny_bundle, min_iou=value)
+    for name, value in (("step", None), ("verify", "no"), ("bundle", 3)):
+        arguments = {"bundle": tiny_bundle, name: value}
+        with pytest.raises(InputError, match=f"{name} is .*: give"):
+            check(**arguments)
     with pytest.raises(BackendError, match="int8"):
         run_check(tiny_bundle, precision="int8")
     path = own_bundle / MANIFEST
