@@ -51,6 +51,8 @@ def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
     while at < len(message):
         tag, at = _varint(message, at)
         wire = tag & 7
+        if tag < 8:
+            raise ValueError(f"a field has number 0 at byte {at}")
         if wire == _VARINT:
             _, at = _varint(message, at)
         elif wire == _BYTES:

@@ -95,9 +95,9 @@ def _run_batch(
 class _Drawer:
     """Takes from a pair, at once, what may change when the next one is drawn.
 
-    Pixels are letterboxed: that costs the same for all sizes, where a copy of a 4K frame takes 25 MB
-    and, with the memory to make for it, longer. Files and their bytes are decoded by the pool; a file that
-    comes again at once is not decoded again.
+    Pixels are letterboxed: that costs the same for all sizes, where a copy of a 4K frame takes
+    25 MB. Files and their bytes are decoded by the pool; a file that comes again at once is not
+    decoded again.
     """
 
     def __init__(self, engine: "Engine", pool: ThreadPoolExecutor) -> None:

@@ -481,10 +481,12 @@ def test_damaged_bundle(own_bundle):
 
 
 def test_graph_that_is_none(own_bundle):
-    (own_bundle / "mask_decoder.onnx").write_bytes(
-        bytes((own_bundle / "mask_decoder.onnx").stat().st_size)
-    )
+    path = own_bundle / "mask_decoder.onnx"
+    path.write_bytes(path.read_bytes().replace(b"MatMul", b"MutMal"))
     with pytest.raises(BackendError, match=r"cannot load mask_decoder\.onnx"):
+        Engine(own_bundle, verify=False)
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(BundleError, match=r"mask_decoder\.onnx is not an ONNX file"):
         Engine(own_bundle, verify=False)
 
 
