@@ -26,21 +26,31 @@ import secrets
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
-from io import BufferedReader
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import TracebackType
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cris_deploy import arguments
 from cris_deploy.arrays import read_array
+from cris_deploy.bundle_files import (
+    ENGINES,
+    MANIFEST,
+    TOKENIZER,
+    WEIGHTS,
+    FileState,
+    check_external_data,
+    check_file,
+    check_lengths,
+    file_state,
+    read_manifest,
+)
+from cris_deploy.bundle_files import sha256 as _sha256
 from cris_deploy.errors import BundleError, InputError
-from cris_deploy.external_data import locations
 from cris_deploy.manifest import (
     FORMAT,
-    MOST_BYTES,
     DType,
     FileRecord,
     GraphName,
@@ -73,31 +83,11 @@ __all__ = [
     "TensorSpec",
 ]
 
-MANIFEST: Final = "manifest.json"
-TOKENIZER: Final = "tokenizer.json"
-WEIGHTS: Final = "weights.bin"
-ENGINES: Final = "engines"
-
 _PARTIAL = ".partial"
 _REPLACED = ".replaced"
 # linux/fs.h: swap two names in one step
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
-
-
-# Files that are read whole: the tokenizer of CLIP has 1.7 MB, a full-size graph 0.2 MB.
-_MOST_TOKENIZER: Final = 64 * 2**20
-_MOST_GRAPH: Final = 256 * 2**20
-
-
-class _FileState(NamedTuple):
-    """Which file it is, and what changes when it is written to."""
-
-    device: int
-    inode: int
-    size: int
-    changed: int
-    status_changed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +100,7 @@ class Bundle:
     path: Path
     manifest: Manifest
     manifest_sha256: str
-    _states: dict[str, _FileState] = dataclasses.field(repr=False, compare=False)
+    _states: dict[str, FileState] = dataclasses.field(repr=False, compare=False)
 
     @classmethod
     def open(
@@ -132,7 +122,7 @@ class Bundle:
         if not path.is_dir():
             problem = "is not a directory" if path.exists() else "does not exist"
             raise BundleError(f"bundle {path} {problem}: give the directory cris-export wrote")
-        text = _read_manifest(path)
+        text = read_manifest(path)
         digest = hashlib.sha256(text).hexdigest()
         if manifest_sha256 is not None and digest != manifest_sha256.lower():
             raise BundleError(
@@ -143,12 +133,12 @@ class Bundle:
         for name in (TOKENIZER, WEIGHTS):
             if name not in manifest.files:
                 raise BundleError(f"{path / MANIFEST}: files does not list {name}: export again")
-        _check_lengths(path, manifest)
+        check_lengths(path, manifest)
         states = {
-            name: _check_file(path, name, record, verify) for name, record in manifest.files.items()
+            name: check_file(path, name, record, verify) for name, record in manifest.files.items()
         }
         for graph in manifest.graphs.values():
-            _check_external_data(path, graph.file, manifest)
+            check_external_data(path, graph.file, manifest)
         return cls(path, manifest, digest, states)
 
     def require_unchanged(self, graphs: Iterable[GraphName]) -> None:
@@ -171,7 +161,7 @@ class Bundle:
         opened = self._states[name]
         path = self.path / name
         try:
-            state = _state(path.stat())
+            state = file_state(path.stat())
             if state == opened or (mapped and state[:2] != opened[:2]):
                 return
             # Other times alone: a new hard link, or a copy that was put back
@@ -356,89 +346,6 @@ def _lock(directory: Path) -> int:
         os.close(descriptor)
         raise
     return descriptor
-
-
-def _read_manifest(root: Path) -> bytes:
-    try:
-        with (root / MANIFEST).open("rb") as stream:
-            return stream.read(MOST_BYTES + 1)
-    except FileNotFoundError:
-        raise BundleError(
-            f"bundle {root} has no {MANIFEST}: give the directory cris-export wrote"
-        ) from None
-    except OSError as error:
-        raise BundleError(f"bundle {root}: {MANIFEST} cannot be read: {error}") from None
-
-
-def _check_lengths(root: Path, manifest: Manifest) -> None:
-    """Refuse lengths of files that are read whole, before they are read."""
-    limits = {TOKENIZER: _MOST_TOKENIZER}
-    limits |= dict.fromkeys((graph.file for graph in manifest.graphs.values()), _MOST_GRAPH)
-    for name, limit in limits.items():
-        if manifest.files[name].bytes > limit:
-            raise BundleError(
-                f"{root / MANIFEST}: {name} has {manifest.files[name].bytes:,} bytes, over the "
-                f"limit of {limit:,}: export again"
-            )
-
-
-def _check_external_data(root: Path, name: str, manifest: Manifest) -> None:
-    """Refuse a graph that reads a file which no hash covers."""
-    try:
-        found = locations((root / name).read_bytes())
-    except (OSError, ValueError) as error:
-        raise BundleError(
-            f"bundle {root}: {name} is not an ONNX file ({error}): export it again"
-        ) from None
-    for location in sorted(found):
-        if (PurePosixPath(name).parent / location).as_posix() not in manifest.files:
-            raise BundleError(
-                f"bundle {root}: {name} reads weights from {location!r}, which {MANIFEST} does not "
-                "list: export it again"
-            )
-
-
-def _check_file(root: Path, name: str, record: FileRecord, verify: bool) -> _FileState:
-    path = root / name
-    remedy = "copy or export the bundle again"
-    try:
-        inside = path.resolve(strict=True).is_relative_to(root.resolve())
-        if not inside:
-            raise BundleError(f"bundle {root}: {name} is a link out of the bundle: {remedy}")
-        if not path.is_file():
-            raise BundleError(f"bundle {root}: {name} is not a file: {remedy}")
-        with path.open("rb") as stream:
-            state = _state(os.fstat(stream.fileno()))
-            if state.size != record.bytes:
-                raise BundleError(
-                    f"bundle {root}: {name} has {state.size:,} bytes instead of "
-                    f"{record.bytes:,}: {remedy}"
-                )
-            if verify and _hash(stream) != record.sha256:
-                raise BundleError(
-                    f"bundle {root}: {name} was changed (its SHA-256 differs from the manifest): "
-                    + remedy
-                )
-        return state
-    except FileNotFoundError:
-        raise BundleError(f"bundle {root}: {name} is missing: {remedy}") from None
-    except (OSError, RuntimeError) as error:  # RuntimeError: a link that points to itself
-        raise BundleError(f"bundle {root}: {name} cannot be read ({error}): {remedy}") from None
-
-
-def _state(status: os.stat_result) -> _FileState:
-    return _FileState(
-        status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-    )
-
-
-def _hash(stream: BufferedReader) -> str:
-    return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return _hash(stream)
 
 
 def _is_sha256(value: object) -> bool:
