@@ -9,6 +9,9 @@ result.mask  # (H, W) bool
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from cris_deploy.backends import BackendName, Choice, Compute, Device
+    from cris_deploy.bundle_check import CheckReport, check
+    from cris_deploy.cuda.segmentation import DeviceSegmentation
     from cris_deploy.engine import Engine, EngineInfo, Scene
     from cris_deploy.errors import (
         BackendError,
@@ -17,26 +20,40 @@ if TYPE_CHECKING:
         ExpressionError,
         ImageError,
         InputError,
+        KernelError,
     )
+    from cris_deploy.manifest import Precision
     from cris_deploy.segmentation import Segmentation
     from cris_deploy.text import TruncationWarning
 
 __all__ = [
     "BackendError",
+    "BackendName",
     "BundleError",
+    "CheckReport",
+    "Choice",
+    "Compute",
     "CrisError",
+    "Device",
+    "DeviceSegmentation",
     "Engine",
     "EngineInfo",
     "ExpressionError",
     "ImageError",
     "InputError",
+    "KernelError",
+    "Precision",
     "Scene",
     "Segmentation",
     "TruncationWarning",
     "__version__",
+    "check",
 ]
 
 _MODULES = {
+    "backends": ("BackendName", "Choice", "Compute", "Device"),
+    "bundle_check": ("CheckReport", "check"),
+    "cuda.segmentation": ("DeviceSegmentation",),
     "engine": ("Engine", "EngineInfo", "Scene"),
     "errors": (
         "BackendError",
@@ -45,7 +62,9 @@ _MODULES = {
         "ExpressionError",
         "ImageError",
         "InputError",
+        "KernelError",
     ),
+    "manifest": ("Precision",),
     "segmentation": ("Segmentation",),
     "text": ("TruncationWarning",),
 }

@@ -1,14 +1,17 @@
 """The bundle on disk: a directory that is complete, portable and checks itself.
 
-    manifest.json     what it is, and the hash of every other file but plans
+    manifest.json     what it is, and the hash of every other file
     tokenizer.json    so that the runtime needs neither torch nor open_clip
     *.onnx            the full graph and its three stages
     weights.bin       the weights of all four, stored once
-    engines/          plans for GPUs, if any; each vouches for itself (`plans.py`)
+    engines/          plans for GPUs: all, some or none of those in the manifest (`plans.py`)
     samples/          images and expressions with the FP32 model's logits: the bundle's own test
 
 It is written to a hidden sibling and renamed, so a killed export leaves nothing under the final
 name; reading refuses whatever differs from the manifest. Nothing in it is a pickle.
+
+A manifest proves that the files belong together, not who wrote them: whoever can write to the
+bundle can write a manifest that fits. `manifest_sha256` names the one that is meant.
 """
 
 import contextlib
@@ -18,8 +21,10 @@ import fcntl
 import glob
 import hashlib
 import os
+import re
 import secrets
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +33,21 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from cris_deploy import arguments
+from cris_deploy.arrays import read_array
+from cris_deploy.bundle_files import (
+    ENGINES,
+    MANIFEST,
+    TOKENIZER,
+    WEIGHTS,
+    FileState,
+    check_external_data,
+    check_file,
+    check_lengths,
+    file_state,
+    read_manifest,
+)
+from cris_deploy.bundle_files import sha256 as _sha256
 from cris_deploy.errors import BundleError, InputError
 from cris_deploy.manifest import (
     FORMAT,
@@ -63,11 +83,6 @@ __all__ = [
     "TensorSpec",
 ]
 
-MANIFEST: Final = "manifest.json"
-TOKENIZER: Final = "tokenizer.json"
-WEIGHTS: Final = "weights.bin"
-ENGINES: Final = "engines"
-
 _PARTIAL = ".partial"
 _REPLACED = ".replaced"
 # linux/fs.h: swap two names in one step
@@ -77,36 +92,90 @@ _AT_FDCWD = -100
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A bundle whose files are there and, unless verification was waived, unchanged."""
+    """A bundle whose files are there and, unless verification was waived, unchanged.
+
+    `manifest_sha256` is the hash of manifest.json, which has those of all other files.
+    """
 
     path: Path
     manifest: Manifest
+    manifest_sha256: str
+    _states: dict[str, FileState] = dataclasses.field(repr=False, compare=False)
 
     @classmethod
-    def open(cls, path: str | Path, verify: bool = True) -> "Bundle":
+    def open(
+        cls, path: str | Path, verify: bool = True, manifest_sha256: str | None = None
+    ) -> "Bundle":
         """Read and check a bundle; BundleError names the file or field and the remedy.
 
-        Names, sizes and links are always checked, the SHA-256 of every file if `verify`. Files
-        that the manifest does not list are ignored.
+        Names, sizes and links are always checked, and that the graphs read no file that the
+        manifest does not list; the SHA-256 of every file if `verify`; that of manifest.json if it
+        is given. Files that the manifest does not list are ignored.
         """
-        path = Path(path)
+        path = arguments.path("bundle", path, "give the directory cris-export wrote")
+        arguments.flag("verify", verify)
+        if manifest_sha256 is not None and not _is_sha256(manifest_sha256):
+            raise InputError(
+                f"manifest_sha256 is {arguments.shown(manifest_sha256)}: give 64 hexadecimal "
+                f"digits, as sha256sum {MANIFEST} does"
+            )
         if not path.is_dir():
             problem = "is not a directory" if path.exists() else "does not exist"
             raise BundleError(f"bundle {path} {problem}: give the directory cris-export wrote")
-        try:
-            text = (path / MANIFEST).read_bytes()
-        except FileNotFoundError:
+        text = read_manifest(path)
+        digest = hashlib.sha256(text).hexdigest()
+        if manifest_sha256 is not None and digest != manifest_sha256.lower():
             raise BundleError(
-                f"bundle {path} has no {MANIFEST}: give the directory cris-export wrote"
-            ) from None
-        except OSError as error:
-            raise BundleError(f"bundle {path}: {MANIFEST} cannot be read: {error}") from None
+                f"bundle {path}: {MANIFEST} has the SHA-256 {digest}, expected "
+                f"{manifest_sha256.lower()}: it is another bundle, or plans were built for it since"
+            )
         manifest = Manifest.from_json(text, str(path / MANIFEST))
-        if TOKENIZER not in manifest.files:
-            raise BundleError(f"{path / MANIFEST}: files does not list {TOKENIZER}: export again")
-        for name, record in manifest.files.items():
-            _check_file(path, name, record, verify)
-        return cls(path, manifest)
+        for name in (TOKENIZER, WEIGHTS):
+            if name not in manifest.files:
+                raise BundleError(f"{path / MANIFEST}: files does not list {name}: export again")
+        check_lengths(path, manifest)
+        states = {
+            name: check_file(path, name, record, verify) for name, record in manifest.files.items()
+        }
+        for graph in manifest.graphs.values():
+            check_external_data(path, graph.file, manifest)
+        return cls(path, manifest, digest, states)
+
+    def require_unchanged(self, graphs: Iterable[GraphName]) -> None:
+        """Raise BundleError if the tokenizer, the weights or a graph are not what was opened.
+
+        To be called after something was loaded by its path: the bundle may have been replaced.
+        """
+        for name in (TOKENIZER, WEIGHTS, *(self.manifest.graphs[graph].file for graph in graphs)):
+            self._require(name, mapped=False)
+
+    def require_unwritten(self) -> None:
+        """Raise BundleError if the weights were written into since they were opened.
+
+        To be called after a run on a CPU: runtimes map the weights into memory. A new file of the
+        same name does no harm, as a map keeps the old one.
+        """
+        self._require(WEIGHTS, mapped=True)
+
+    def _require(self, name: str, *, mapped: bool) -> None:
+        opened = self._states[name]
+        path = self.path / name
+        try:
+            state = file_state(path.stat())
+            if state == opened or (mapped and state[:2] != opened[:2]):
+                return
+            # Other times alone: a new hard link, or a copy that was put back
+            same = state.size == opened.size and _sha256(path) == self.manifest.files[name].sha256
+        except OSError:
+            if mapped:
+                return
+            same = False
+        if not same:
+            raise BundleError(
+                f"bundle {self.path}: {name} is not what was opened, so the bundle was changed or "
+                "replaced meanwhile: make a new Engine"
+            )
+        self._states[name] = state
 
     @property
     def tokenizer(self) -> Path:
@@ -125,16 +194,13 @@ class Bundle:
         """Read a sample's reference logits (mask_size, mask_size) float32."""
         size = self.manifest.model.mask_size
         try:
-            logits = np.load(self.path / sample.logits, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            logits = read_array(self.path / sample.logits, (size, size))
+            if logits.dtype != np.float32:
+                raise ValueError(f"it holds {logits.dtype}, expected float32")
+        except (OSError, ValueError) as error:
             raise BundleError(
                 f"bundle {self.path}: {sample.logits} cannot be read ({error}): export it again"
             ) from None
-        if logits.dtype != np.float32 or logits.shape != (size, size):
-            raise BundleError(
-                f"bundle {self.path}: {sample.logits} is {logits.dtype} {logits.shape}, expected "
-                f"float32 {(size, size)}: export it again"
-            )
         return np.asarray(logits, dtype=np.float32)
 
 
@@ -185,8 +251,8 @@ class BundleWriter:
         """Write manifest.json with the hashes of all files there are; returns what was written.
 
         May be called again, for instance to add the parity report; unchanged files are not
-        hashed twice. Plans vouch for themselves and are not listed. What lies under a name with a
-        leading dot is scratch: not listed either, and `commit` removes it.
+        hashed twice. Plans are listed by who builds them (`plans.list_plans`). What lies under a
+        name with a leading dot is scratch: not listed, and `commit` removes it.
         """
         files = {}
         for path in sorted(self.directory.rglob("*")):
@@ -282,34 +348,8 @@ def _lock(directory: Path) -> int:
     return descriptor
 
 
-def _check_file(root: Path, name: str, record: FileRecord, verify: bool) -> None:
-    path = root / name
-    remedy = "copy or export the bundle again"
-    try:
-        inside = path.resolve(strict=True).is_relative_to(root.resolve())
-        if not inside:
-            raise BundleError(f"bundle {root}: {name} is a link out of the bundle: {remedy}")
-        if not path.is_file():
-            raise BundleError(f"bundle {root}: {name} is not a file: {remedy}")
-        size = path.stat().st_size
-        if size != record.bytes:
-            raise BundleError(
-                f"bundle {root}: {name} has {size:,} bytes instead of {record.bytes:,}: {remedy}"
-            )
-        if verify and _sha256(path) != record.sha256:
-            raise BundleError(
-                f"bundle {root}: {name} was changed (its SHA-256 differs from the manifest): "
-                + remedy
-            )
-    except FileNotFoundError:
-        raise BundleError(f"bundle {root}: {name} is missing: {remedy}") from None
-    except (OSError, RuntimeError) as error:  # RuntimeError: a link that points to itself
-        raise BundleError(f"bundle {root}: {name} cannot be read ({error}): {remedy}") from None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _is_sha256(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-fA-F]{64}", value) is not None
 
 
 def _flush(path: Path) -> None:

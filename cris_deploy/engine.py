@@ -7,20 +7,27 @@ of the device: `road.HostRoad`, or `cuda.road.DeviceRoad`, on which nothing leav
 
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, overload
+from typing import TYPE_CHECKING, Final, Literal, overload
 
 import numpy as np
 
+from cris_deploy import arguments
 from cris_deploy import image as images
 from cris_deploy.backends import AUTO, Choice, Device, Graph, load_graphs
 from cris_deploy.bundle import Bundle
 from cris_deploy.cache import LruCache, PixelKey
 from cris_deploy.engine_info import EngineInfo
-from cris_deploy.errors import BackendError, BundleError, ExpressionError, InputError
+from cris_deploy.errors import (
+    BackendError,
+    BundleError,
+    CrisError,
+    ExpressionError,
+    InputError,
+)
 from cris_deploy.image import ImageInput
 from cris_deploy.manifest import GraphName, ModelFacts
 from cris_deploy.road import Decoded, Features, HostRoad, Road
@@ -49,8 +56,9 @@ _WARNED = 4096
 class Engine:
     """Runs a bundle. May be used from many threads, and as a context manager.
 
-    bundle: the directory cris-export wrote. Raises BundleError if it is incomplete or changed
-        (`verify` off skips the hashes, not the rest).
+    bundle: the directory cris-export wrote, or an opened `Bundle`. Raises BundleError if it is
+        incomplete or changed (`verify` off skips the hashes, not the rest). What is loaded later
+        is of this bundle, or a BundleError says that it was replaced.
     backend, device, precision: "auto" chooses and logs why (also in `info`); anything else is had
         or refused with a BackendError. `precision` is the arithmetic: "auto" keeps what the
         bundle's parity was proved in.
@@ -61,11 +69,14 @@ class Engine:
     cuda_graphs: capture a GPU's work for each batch size when it is first seen, and replay it.
     cache: keep features of the last images and expressions, `image_cache` and `text_cache` many.
     max_pixels: images above are refused before they are decoded.
+    manifest_sha256: the hash that manifest.json has to have, so that the bundle is the one that is
+        meant: the hashes in it only prove that its files belong together.
+    trust_plans: take TensorRT plans that the manifest does not list, too. A plan is code.
     """
 
     def __init__(
         self,
-        bundle: str | Path,
+        bundle: str | Path | Bundle,
         *,
         backend: str = AUTO,
         device: str = AUTO,
@@ -78,20 +89,34 @@ class Engine:
         text_cache: int = 1024,
         max_pixels: int = images.MAX_PIXELS,
         verify: bool = True,
+        manifest_sha256: str | None = None,
+        trust_plans: bool = False,
     ) -> None:
-        for name, value in (("image_cache", image_cache), ("text_cache", text_cache)):
-            if value < 0:
-                raise InputError(f"{name} is {value}: give 0 (off) or more")
-        if max_pixels < 1:
-            raise InputError(f"max_pixels is {max_pixels}: give at least 1")
-        opened = Bundle.open(bundle, verify)
+        arguments.flag("cache", cache)
+        image_cache = arguments.whole("image_cache", image_cache, 0)
+        text_cache = arguments.whole("text_cache", text_cache, 0)
+        max_pixels = arguments.whole("max_pixels", max_pixels, 1)
+        opened = bundle
+        if not isinstance(opened, Bundle):
+            opened = Bundle.open(opened, verify, manifest_sha256)
+        elif manifest_sha256 not in (None, opened.manifest_sha256):
+            raise InputError("manifest_sha256 goes with a path: the bundle is opened already")
         _check_interfaces(opened)
+        self._bundle: Final = opened
         manifest = opened.manifest
         self._model: Final = manifest.model
         self._tokenizer = Tokenizer.from_file(opened.tokenizer, self._model.word_len)
         self._graphs: dict[GraphName, Graph] | None
         self._graphs, choice = load_graphs(
-            opened, _INTERFACES, backend, device, precision, threads, streams, cuda_graphs
+            opened,
+            _INTERFACES,
+            backend,
+            device,
+            precision,
+            threads,
+            streams,
+            cuda_graphs,
+            trust_plans,
         )
         self._road: Final = _road(choice, self._graphs, self._model, threads)
         self.max_pixels: Final = max_pixels
@@ -180,29 +205,60 @@ class Engine:
             features, size = road.encode_device_image(graph, image, stream, self.max_pixels)
         return Scene(self, features, *size)
 
+    @overload
     def stream(
-        self, pairs: Iterable[tuple[ImageInput, str]], batch_size: int = 8
-    ) -> Iterator[Segmentation]:
+        self,
+        pairs: Iterable[tuple[ImageInput, str]],
+        batch_size: int = 8,
+        *,
+        on_error: Literal["raise"] = "raise",
+        decode_threads: int | None = None,
+    ) -> Generator[Segmentation, None, None]: ...
+    @overload
+    def stream(
+        self,
+        pairs: Iterable[tuple[ImageInput, str]],
+        batch_size: int = 8,
+        *,
+        on_error: Literal["yield"],
+        decode_threads: int | None = None,
+    ) -> Generator[Segmentation | CrisError, None, None]: ...
+    def stream(
+        self,
+        pairs: Iterable[tuple[ImageInput, str]],
+        batch_size: int = 8,
+        *,
+        on_error: Literal["raise", "yield"] = "raise",
+        decode_threads: int | None = None,
+    ) -> Generator[Segmentation | CrisError, None, None]:
         """Segment (image, expression) pairs in batches, results in the order of the pairs.
 
-        Images are decoded ahead in a thread, repeated ones are encoded once. An error in one pair
-        is raised in its place, after all earlier results. Up to 2 * batch_size pairs are drawn
-        ahead. Closing the iterator early ends the thread.
+        pairs: up to 2 * batch_size are drawn ahead, in the calling thread. An array, a PIL image, a
+            bytearray may be changed as soon as the next pair is drawn, so one buffer serves for
+            all frames of a camera. A file is read later, and has to stay what it is.
+        on_error: an error in one pair comes in its place, after all earlier results: "raise" raises
+            it, which ends the iterator, "yield" gives it as the item and goes on. What `pairs`
+            itself raises is an end in both.
+        decode_threads: files, and bytes of files, are decoded in so many threads; None for one per
+            core, at most 4. They end when the iterator is closed.
+        Repeated images are encoded once.
         """
-        from cris_deploy.stream import outcomes
+        from cris_deploy.stream import segment_pairs
 
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}: give at least 1")
+        batch_size = arguments.whole("batch_size", batch_size, 1)
+        threads = arguments.whole_or_none(
+            "decode_threads", decode_threads, 1, arguments.MOST_THREADS, "one per core, at most 4"
+        )
+        if on_error not in ("raise", "yield"):
+            raise InputError(f"on_error is {arguments.shown(on_error)}: give 'raise' or 'yield'")
+        if not isinstance(pairs, Iterable):
+            raise InputError(
+                f"pairs is {arguments.shown(pairs)}: give (image, expression) tuples in a list, a "
+                "generator or the like"
+            )
         self._stages()
-
-        def results() -> Iterator[Segmentation]:
-            with outcomes(self, pairs, batch_size) as stream:
-                for outcome in stream:
-                    if isinstance(outcome, BaseException):
-                        raise outcome
-                    yield outcome
-
-        return results()
+        items = segment_pairs(self, iter(pairs), batch_size, threads)
+        return items if on_error == "yield" else _raising(items)
 
     def close(self) -> None:
         """Release the graphs and caches; any later use raises InputError."""
@@ -327,9 +383,14 @@ class Engine:
 
     @contextmanager
     def _forgetting(self) -> Iterator[None]:
-        """If a run fails, forget what a GPU holds: it may be lost, or wanted for something else."""
+        """If a run fails, forget what a GPU holds: it may be lost, or wanted for something else.
+
+        On a CPU, refuse what was computed with weights that somebody wrote into.
+        """
         try:
             yield
+            if self.info.device is Device.CPU:
+                self._bundle.require_unwritten()
         except BackendError:
             if self.info.device is Device.CUDA:
                 self._scenes.clear()
@@ -365,6 +426,16 @@ def _check_interfaces(bundle: Bundle) -> None:
                 f"{sorted(found[1])}, expected {sorted(inputs)} and {sorted(outputs)}: export it "
                 "again with this version"
             )
+
+
+def _raising(
+    items: Generator[Segmentation | CrisError, None, None],
+) -> Generator[Segmentation, None, None]:
+    with closing(items):
+        for item in items:
+            if isinstance(item, CrisError):
+                raise item
+            yield item
 
 
 def _checked_list(expressions: object) -> list[str]:

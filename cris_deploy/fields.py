@@ -48,10 +48,12 @@ class Field:
             raise self.wrong("an object")
         return [(key, self[key]) for key in self.value]
 
-    def each(self, read: Callable[["Field"], _T]) -> tuple[_T, ...]:
-        """Read all elements of a list."""
+    def each(self, read: Callable[["Field"], _T], most: int | None = None) -> tuple[_T, ...]:
+        """Read all elements of a list, `most` many."""
         if not isinstance(self.value, list):
             raise self.wrong("a list")
+        if most is not None and len(self.value) > most:
+            raise self.wrong(f"at most {most:,} elements, not {len(self.value):,}")
         return tuple(
             read(Field(value, self.where, f"{self.path}[{index}]", self.remedy))
             for index, value in enumerate(self.value)
@@ -69,10 +71,13 @@ class Field:
             raise self.wrong("a string")
         return self.value
 
-    def integer(self, minimum: int = 0) -> int:
+    def integer(self, minimum: int = 0, maximum: int | None = None) -> int:
         """Read an integer."""
-        if type(self.value) is not int or self.value < minimum:  # bool is an int, too
+        # bool is an int, too
+        if type(self.value) is not int or self.value < minimum:
             raise self.wrong(f"an integer of at least {minimum}")
+        if maximum is not None and self.value > maximum:
+            raise self.wrong(f"an integer of at most {maximum:,}")
         return self.value
 
     def number(self, low: float, high: float) -> float:

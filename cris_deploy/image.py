@@ -6,6 +6,7 @@ OpenCV's colour decoder with the EXIF orientation applied, because those are the
 checkpoint was trained on; alpha is dropped, 16 bits are reduced to the upper 8.
 """
 
+import contextlib
 import io
 import math
 import os
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cris_deploy.arguments import whole
 from cris_deploy.errors import ImageError, InputError
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -51,8 +53,10 @@ def decode(image: ImageInput, max_pixels: int = MAX_PIXELS) -> Pixels:
     - An array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), RGB order, uint8, uint16 or bool. The
       result may share its memory.
 
-    `max_pixels` limits H * W, and is checked before anything is decoded. Raises ImageError.
+    `max_pixels` limits H * W, and with it the length of a file (`most_bytes`); both are checked
+    before anything is decoded. Raises ImageError.
     """
+    max_pixels = whole("max_pixels", max_pixels, 1)
     if isinstance(image, (str, os.PathLike)):
         return _decode_file(Path(image), max_pixels)
     if isinstance(image, (bytes, bytearray, memoryview)):
@@ -65,6 +69,11 @@ def decode(image: ImageInput, max_pixels: int = MAX_PIXELS) -> Pixels:
         f"image is a {type(image).__module__}.{type(image).__qualname__}: give a path, the bytes "
         "of a file, a PIL image, or an (H, W, 3) uint8 RGB array"
     )
+
+
+def most_bytes(max_pixels: int) -> int:
+    """Give the most bytes of a file: 16-bit RGBA without compression, and room for metadata."""
+    return 8 * max_pixels + 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +162,9 @@ def _tables() -> NDArray[np.float32]:
 
 def _decode_file(path: Path, max_pixels: int) -> Pixels:
     try:
-        if path.is_dir():
-            raise ImageError(f"image {path} is a directory: give one image file")
+        if path.exists() and not path.is_file():  # opening a pipe may wait for ever
+            kind = "a directory" if path.is_dir() else "a device or a pipe"
+            raise ImageError(f"image {path} is {kind}: give one image file")
         with path.open("rb") as stream:
             return _decode_stream(stream, f"image {path}", max_pixels)
     except FileNotFoundError:
@@ -164,14 +174,17 @@ def _decode_file(path: Path, max_pixels: int) -> Pixels:
 
 
 def _decode_stream(stream: BinaryIO, name: str, max_pixels: int) -> Pixels:
-    """Header first (what it is, how large), then the pixels."""
+    """Length and header first (what it is, how large), then the pixels."""
+    length = stream.seek(0, io.SEEK_END)
+    _check_length(name, length, max_pixels)
+    stream.seek(0)
     head = stream.read(512)
     if not head:
         raise ImageError(f"{name} is empty (0 bytes): fetch or save it again")
     header = _read_header(stream, head, name)
     _check_size(name, header.height, header.width, max_pixels)
     stream.seek(0)
-    data = stream.read()
+    data = stream.read(length)
     if header.format == "PNG":
         _check_png(data, name)
     try:
@@ -246,9 +259,24 @@ def _check_size(name: str, height: int, width: int, max_pixels: int) -> None:
         )
 
 
+def _check_length(name: str, length: int, max_pixels: int) -> None:
+    if length > most_bytes(max_pixels):
+        raise ImageError(
+            f"{name} has {length:,} bytes, over the limit of {most_bytes(max_pixels):,} for a file "
+            f"of {max_pixels:,} pixels: save that one picture by itself, or raise max_pixels"
+        )
+
+
 def _from_pil(image: Image.Image, max_pixels: int) -> Pixels:
     name = f"image (PIL, mode {image.mode})"
     _check_size(name, image.height, image.width, max_pixels)
+    file = getattr(image, "fp", None)  # of a file that is not decoded yet
+    if file is not None and not file.closed:
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # may be of any kind
+            at = file.tell()
+            length = file.seek(0, io.SEEK_END)
+            file.seek(at)
+            _check_length(name, length, max_pixels)
     try:
         if image.mode.startswith("I;16"):
             return _to_rgb(np.asarray(image).astype(np.uint16))

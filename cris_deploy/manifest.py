@@ -6,6 +6,7 @@ format number has to change only when old readers would go wrong.
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,24 @@ FORMAT: Final = 1
 """Version of the bundle format that this package writes, and the newest that it reads."""
 DEFAULT_MIN_IOU: Final = 0.99
 """Least mean mask IoU against FP32 PyTorch, where nobody names one."""
+
+# What a bundle may claim: a runtime makes room for it before it sees whether it is true. All are
+# far above what is exported, and low enough for what follows from them to fit into memory.
+MOST_BYTES: Final = 16 * 2**20
+"""Length of manifest.json; that of a full-size model takes 12 KB, and half a KB for each
+further sample."""
+MOST_SIDE: Final = 4096
+"""Side of the input and of the logits, where the published models have 416 and 104: a normalised
+input takes 200 MB."""
+MOST_TOKENS: Final = 77
+"""Tokens of an expression: CLIP's text transformer has no more positions."""
+MOST_DIMENSIONS: Final = 8
+MOST_ELEMENTS: Final = 2**28
+"""Elements of a tensor for one image and one expression: 1 GB of float32."""
+MOST_TENSORS: Final = 64
+MOST_SAMPLES: Final = 20_000
+MOST_SAMPLE_PIXELS: Final = 100_000_000
+"""Pixels of a sample's image: what an engine decodes, `image.MAX_PIXELS`."""
 
 
 class GraphName(StrEnum):
@@ -210,10 +229,21 @@ class FileRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Manifest:
-    """Everything a bundle says about itself. `files` covers all files but the manifest.
+class PlanFile:
+    """Hash and size of a plan, and the hash of its sidecar."""
 
-    File names are relative POSIX paths inside the bundle. `created` is UTC, ISO 8601.
+    sha256: str
+    bytes: int
+    sidecar_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Everything a bundle says about itself. `files` covers all files but the manifest and plans.
+
+    `plans` says which plans, by their names in `engines/`, were built for this bundle; any of them
+    may be missing. File names are relative POSIX paths inside the bundle. `created` is UTC, ISO
+    8601.
     """
 
     model: ModelFacts
@@ -228,6 +258,7 @@ class Manifest:
     files: Mapping[str, FileRecord]
     quantisation: Quantisation | None = None
     format: int = FORMAT
+    plans: Mapping[str, PlanFile] = dataclasses.field(default_factory=dict)
 
     @property
     def weight_levels(self) -> int:
@@ -245,6 +276,11 @@ class Manifest:
     @classmethod
     def from_json(cls, text: str | bytes, where: str) -> "Manifest":
         """Read the text of a manifest.json; BundleError names `where` and the field."""
+        if len(text) > MOST_BYTES:
+            raise BundleError(
+                f"{where} is longer than {MOST_BYTES:,} bytes, which no manifest is: export the "
+                "bundle again"
+            )
         try:
             document = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -268,6 +304,20 @@ def _read_manifest(root: Field) -> Manifest:
         for name, record in root["files"].items()
     }
 
+    def sample(field: Field) -> Sample:
+        height, width = (field[side].integer(1, MOST_SAMPLE_PIXELS) for side in ("height", "width"))
+        if height * width > MOST_SAMPLE_PIXELS:
+            raise field["height"].wrong(f"at most {MOST_SAMPLE_PIXELS:,} pixels with the width")
+        return Sample(
+            listed(field["image"]),
+            field["expression"].text(),
+            listed(field["logits"]),
+            height,
+            width,
+            field.optional("scene", listed),
+            field.optional("text", listed),
+        )
+
     def listed(field: Field) -> str:
         if field.file_name() not in files:
             raise field.wrong("a file that 'files' lists")
@@ -282,37 +332,37 @@ def _read_manifest(root: Field) -> Manifest:
         graphs={
             name: GraphSpec(
                 listed(root["graphs"][name]["file"]),
-                root["graphs"][name]["inputs"].each(_read_tensor),
-                root["graphs"][name]["outputs"].each(_read_tensor),
+                root["graphs"][name]["inputs"].each(_read_tensor, MOST_TENSORS),
+                root["graphs"][name]["outputs"].each(_read_tensor, MOST_TENSORS),
             )
             for name in GraphName
         },
         types={name: _read_share(root["types"][name]) for name in GraphName},
         versions={name: version.text() for name, version in root["versions"].items()},
-        samples=root["samples"].each(
-            lambda sample: Sample(
-                listed(sample["image"]),
-                sample["expression"].text(),
-                listed(sample["logits"]),
-                sample["height"].integer(1),
-                sample["width"].integer(1),
-                sample.optional("scene", listed),
-                sample.optional("text", listed),
-            )
-        ),
+        samples=root["samples"].each(sample, MOST_SAMPLES),
         parity=None if parity.value is None else _read_parity(parity),
         created=root["created"].text(),
         files=files,
         quantisation=root.optional("quantisation", _read_quantisation),
+        plans=root.optional("plans", _read_plans) or {},
     )
+
+
+def _read_plans(plans: Field) -> dict[str, PlanFile]:
+    return {
+        Field(name, plans.where, plans.path).file_name(): PlanFile(
+            plan["sha256"].sha256(), plan["bytes"].integer(1), plan["sidecar_sha256"].sha256()
+        )
+        for name, plan in plans.items()
+    }
 
 
 def _read_model(model: Field) -> ModelFacts:
     return ModelFacts(
         architecture=model["architecture"].text(),
-        input_size=model["input_size"].integer(1),
-        mask_size=model["mask_size"].integer(1),
-        word_len=model["word_len"].integer(3),
+        input_size=model["input_size"].integer(1, MOST_SIDE),
+        mask_size=model["mask_size"].integer(1, MOST_SIDE),
+        word_len=model["word_len"].integer(3, MOST_TOKENS),
         context_length=model["context_length"].integer(3),
         threshold=model["threshold"].number(0, 1),
         decoder_layers=model["decoder_layers"].integer(),
@@ -324,11 +374,12 @@ def _read_model(model: Field) -> ModelFacts:
 
 def _read_tensor(tensor: Field) -> TensorSpec:
     def dimension(field: Field) -> int | str:
-        return field.text() if isinstance(field.value, str) else field.integer(1)
+        return field.text() if isinstance(field.value, str) else field.integer(1, MOST_ELEMENTS)
 
-    return TensorSpec(
-        tensor["name"].text(), tensor["dtype"].one_of(DType), tensor["shape"].each(dimension)
-    )
+    shape = tensor["shape"].each(dimension, MOST_DIMENSIONS)
+    if math.prod(size for size in shape if isinstance(size, int)) > MOST_ELEMENTS:
+        raise tensor["shape"].wrong(f"at most {MOST_ELEMENTS:,} elements")
+    return TensorSpec(tensor["name"].text(), tensor["dtype"].one_of(DType), shape)
 
 
 def _read_share(share: Field) -> TypeShare:

@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cris_deploy.arguments import MOST_THREADS, whole_or_none
 from cris_deploy.errors import InputError, KernelError
 from cris_deploy.image import Letterbox
 
@@ -154,8 +155,7 @@ def upsample_masks(
     """
     if not isinstance(logits, np.ndarray):
         raise InputError(f"logits are a {type(logits).__name__}: give a NumPy array (n, h, w)")
-    if threads is not None and threads < 1:
-        raise InputError(f"threads is {threads}: give at least 1, or None for all processors")
+    threads = whole_or_none("threads", threads, 1, MOST_THREADS, "all processors")
     limits = (
         [float(thresholds)] * len(sizes)
         if isinstance(thresholds, (int, float))

@@ -1,4 +1,4 @@
-"""TensorRT plans beside a bundle's portable part: what each was built for, and which fits here.
+"""TensorRT plans beside a bundle's portable part: which are trusted, and which fits here.
 
     engines/full.tensorrt-rtx.sm86-sm120.plan        what the runtime loads
     engines/full.tensorrt-rtx.sm86-sm120.plan.json   its sidecar: a PlanRecord
@@ -7,6 +7,10 @@
 A plan runs with one version of one runtime, on some GPUs, and gives the masks of one graph. All of
 that is in the sidecar, so a plan that does not fit is refused with the reason, before a runtime
 that would only say "no" sees it. TensorRT is not imported here.
+
+A plan is code for a GPU, and loading one that a stranger made is running what he wrote. So only
+those are taken that the bundle's manifest lists with their hashes, as cris-export does when it has
+built them, unless the caller trusts whatever lies there.
 """
 
 import contextlib
@@ -18,22 +22,24 @@ import re
 import secrets
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-from cris_deploy.bundle import ENGINES, WEIGHTS, Bundle
+from cris_deploy.bundle import ENGINES, MANIFEST, WEIGHTS, Bundle
 from cris_deploy.errors import BackendError, BundleError
 from cris_deploy.fields import Field
-from cris_deploy.manifest import GraphName, Precision
+from cris_deploy.manifest import GraphName, PlanFile, Precision
 
 FORMAT: Final = 1
 """Version of the sidecar's schema that this package writes, and the newest that it reads."""
 SUFFIX: Final = ".plan"
 SIDECAR: Final = ".json"
 
+# A sidecar takes 2 KB; read no more of what may be anything.
+_MOST_SIDECAR: Final = 2**20
 _CAPABILITY = re.compile(r"sm[1-9]\d+")
 _REBUILD = "build it again with cris-export --bundle BUNDLE --engine ENGINE"
 
@@ -158,56 +164,79 @@ def graph_hashes(bundle: Bundle, graph: GraphName) -> tuple[str, str]:
 
 
 def read_plans(bundle: Bundle) -> tuple[PlanRecord, ...]:
-    """Read all sidecars, in the order of their names; () if no plan was ever built.
+    """Read all sidecars, listed or not, in the order of their names; () if no plan was ever built.
 
     A plan without a sidecar is none. Raises BackendError for a sidecar that cannot be read, has no
-    plan beside it, or speaks of another file. Whether a plan fits, and whether it is whole, is
+    plan beside it, or speaks of another file. Whether a plan is trusted, fits and is whole is
     checked where it is used: `choose_plan`, `read_plan`.
     """
-    try:
-        paths = sorted(folder(bundle).glob(f"*{SUFFIX}{SIDECAR}"))
-        texts = [path.read_bytes() for path in paths if not path.name.startswith(".")]
-    except OSError as error:
-        raise BackendError(f"{folder(bundle)} cannot be read ({error}): {_REBUILD}") from None
-    paths = [path for path in paths if not path.name.startswith(".")]
-    records = []
-    for path, text in zip(paths, texts, strict=True):
-        record = PlanRecord.from_json(text, str(path))
-        expected = path.name.removesuffix(SIDECAR)
-        if record.file != expected:
-            raise BackendError(
-                f"{path}: file is {record.file!r}, expected {expected!r}: do not rename plans; "
-                + _rebuild(bundle, record.runtime, record.targets)
-            )
-        if not (path.parent / record.file).is_file():
-            raise BackendError(
-                f"{path} has no {record.file} beside it: copy that, remove the sidecar, or "
-                + _rebuild(bundle, record.runtime, record.targets)
-            )
-        records.append(record)
-    return tuple(records)
+    return tuple(record for record, _ in _read_sidecars(bundle))
 
 
-def choose_plan(bundle: Bundle, graph: GraphName, host: Host) -> PlanRecord:
+def choose_plan(
+    bundle: Bundle, graph: GraphName, host: Host, trust_plans: bool = False
+) -> PlanRecord:
     """Choose the plan of a graph that fits runtime and GPU, the most specific if several do.
 
-    Raises BackendError if there is none: it says what each plan at hand wants, what is here, and
-    the command that builds one that fits.
+    Plans that the manifest does not list are passed over, unless `trust_plans`. Raises BackendError
+    if there is none: it says what each plan at hand wants, what is here, and the remedy.
     """
-    ours = [r for r in read_plans(bundle) if r.graph is graph and r.runtime is host.runtime]
-    reasons = [(record, why_not(record, bundle, host)) for record in ours]
-    fitting = [record for record, reason in reasons if reason is None]
+    ours = [
+        (record, sidecar)
+        for record, sidecar in _read_sidecars(bundle)
+        if record.graph is graph and record.runtime is host.runtime
+    ]
+    fitting, reasons, distrusted = [], [], False
+    for record, sidecar in ours:
+        reason = why_not(record, bundle, host)
+        if reason is None and not trust_plans:
+            reason = _why_not_listed(record, sidecar, bundle)
+            distrusted = distrusted or reason is not None
+        if reason is None:
+            fitting.append(record)
+        else:
+            reasons.append(f"{record.file} {reason}")
     if fitting:
         return min(
             fitting,
             key=lambda r: (r.hardware_compatible, r.version_compatible, len(r.targets), r.file),
         )
     remedy = _rebuild(bundle, host.runtime, (host.compute_capability,))
+    if distrusted:
+        remedy += (
+            ", or, if you trust who made it, take it with Engine(trust_plans=True) or "
+            "cris-segment --trust-plans"
+        )
     here = f"{host.runtime} {host.version} on {host.gpu} ({host.compute_capability})"
     if not reasons:
         raise BackendError(f"bundle {bundle.path} has no {host.runtime} plan of {graph}: {remedy}")
-    listed = "; ".join(f"{record.file} {reason}" for record, reason in reasons)
-    raise BackendError(f"no plan of {graph} fits {here}: {listed}: {remedy}")
+    raise BackendError(f"no plan of {graph} fits {here}: {'; '.join(reasons)}: {remedy}")
+
+
+def list_plans(bundle: Bundle, records: Iterable[PlanRecord]) -> None:
+    """Write plans that were built into the manifest's listing, whole or not at all.
+
+    Listed is what was built, not what lies there. Raises BundleError if the bundle's manifest is
+    not the one that was opened, OSError if it cannot be written.
+    """
+    path = bundle.path / MANIFEST
+    text = path.read_bytes()
+    if hashlib.sha256(text).hexdigest() != bundle.manifest_sha256:
+        raise BundleError(
+            f"bundle {bundle.path} was changed while plans were built for it: build them again"
+        )
+    document = json.loads(text)
+    listed = {
+        name: plan
+        for name, plan in (document.get("plans") or {}).items()
+        if (folder(bundle) / name).exists()
+    }
+    for record in records:
+        sidecar = hashlib.sha256(record.to_json().encode()).hexdigest()
+        plan = PlanFile(record.plan_sha256, record.plan_bytes, sidecar)
+        listed[record.file] = dataclasses.asdict(plan)
+    document["plans"] = listed
+    write_atomically(path, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def why_not(record: PlanRecord, bundle: Bundle, host: Host) -> str | None:
@@ -223,19 +252,27 @@ def why_not(record: PlanRecord, bundle: Bundle, host: Host) -> str | None:
 
 
 def read_plan(bundle: Bundle, record: PlanRecord) -> bytes:
-    """Read a plan and check that it is what was built; BackendError if it is missing or changed."""
+    """Read a plan and check that it is what was built.
+
+    Raises BackendError if it is missing or changed, BundleError if the bundle was replaced.
+    """
     path = folder(bundle) / record.file
     remedy = _rebuild(bundle, record.runtime, record.targets)
+    problem = None
     try:
-        plan = path.read_bytes()
+        with path.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            plan = stream.read(record.plan_bytes) if size == record.plan_bytes else b""
     except OSError as error:
-        raise BackendError(f"{path} cannot be read ({error}): {remedy}") from None
-    if len(plan) != record.plan_bytes:
-        raise BackendError(
-            f"{path} is damaged: {len(plan):,} bytes instead of {record.plan_bytes:,}: {remedy}"
-        )
-    if hashlib.sha256(plan).hexdigest() != record.plan_sha256:
-        raise BackendError(f"{path} is damaged: its SHA-256 is not its sidecar's: {remedy}")
+        problem = f"cannot be read ({error})"
+    else:
+        if size != record.plan_bytes:
+            problem = f"is damaged: {size:,} bytes instead of {record.plan_bytes:,}"
+        elif hashlib.sha256(plan).hexdigest() != record.plan_sha256:
+            problem = "is damaged: its SHA-256 is not its sidecar's"
+    if problem is not None:
+        bundle.require_unchanged([record.graph])
+        raise BackendError(f"{path} {problem}: {remedy}")
     return plan
 
 
@@ -264,6 +301,46 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise
+
+
+def _read_sidecars(bundle: Bundle) -> list[tuple[PlanRecord, str]]:
+    """All sidecars and their hashes."""
+    try:
+        paths = sorted(folder(bundle).glob(f"[!.]*{SUFFIX}{SIDECAR}"))
+    except OSError as error:
+        raise BackendError(f"{folder(bundle)} cannot be read ({error}): {_REBUILD}") from None
+    records = []
+    for path in paths:
+        try:
+            with path.open("rb") as stream:
+                text = stream.read(_MOST_SIDECAR + 1)
+        except OSError as error:
+            raise BackendError(f"{path} cannot be read ({error}): {_REBUILD}") from None
+        if len(text) > _MOST_SIDECAR:
+            raise BackendError(f"{path} is longer than {_MOST_SIDECAR:,} bytes: {_REBUILD}")
+        record = PlanRecord.from_json(text, str(path))
+        expected = path.name.removesuffix(SIDECAR)
+        if record.file != expected:
+            raise BackendError(
+                f"{path}: file is {record.file!r}, expected {expected!r}: do not rename plans; "
+                + _rebuild(bundle, record.runtime, record.targets)
+            )
+        if not (path.parent / record.file).is_file():
+            raise BackendError(
+                f"{path} has no {record.file} beside it: copy that, remove the sidecar, or "
+                + _rebuild(bundle, record.runtime, record.targets)
+            )
+        records.append((record, hashlib.sha256(text).hexdigest()))
+    return records
+
+
+def _why_not_listed(record: PlanRecord, sidecar: str, bundle: Bundle) -> str | None:
+    listed = bundle.manifest.plans.get(record.file)
+    if listed is None:
+        return f"is not listed in {MANIFEST}, and a plan is code"
+    if listed != PlanFile(record.plan_sha256, record.plan_bytes, sidecar):
+        return f"is not the one that {MANIFEST} lists, and a plan is code"
+    return None
 
 
 def _version_fits(record: PlanRecord, host: Host) -> bool:

@@ -1,128 +1,144 @@
-"""Batches across images, with decoding in a thread beside the network."""
+"""Batches across images, with files decoded in threads beside the network."""
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from cris_deploy.errors import CrisError, ExpressionError, InputError
+from cris_deploy.errors import BackendError, CrisError, ExpressionError, InputError
 from cris_deploy.image import ImageInput
 from cris_deploy.segmentation import Segmentation
 
 if TYPE_CHECKING:
     from cris_deploy.engine import Engine, Picture, Prompt
 
-Outcome: TypeAlias = Segmentation | Exception
+MOST_DECODERS: Final = 4
+"""Threads that decode unless another number is asked for; fewer where there are fewer cores."""
+
 _FileState: TypeAlias = tuple[str, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class _Prepared:
-    picture: "Picture"
+class _Drawn:
+    """A pair that was drawn; its picture may still be decoded."""
+
+    picture: "Future[Picture]"
     prompt: "Prompt"
 
 
-@contextmanager
-def outcomes(
-    engine: "Engine", pairs: Iterable[tuple[ImageInput, str]], batch_size: int
-) -> Iterator[Iterator[Outcome]]:
-    """Give an iterator of one outcome per pair, in order: a segmentation, or that pair's error.
+def segment_pairs(
+    engine: "Engine", pairs: Iterator[object], batch_size: int, threads: int | None
+) -> Generator[Segmentation | CrisError, None, None]:
+    """Give one item per pair, in their order: its segmentation, or what is wrong with this pair.
 
-    An error of `pairs` itself is the last outcome. Leaving the context ends the thread.
+    What concerns no pair is raised: an error of `pairs` itself, after the items of all pairs that
+    came before it, or a closed engine. The threads end with the iterator.
     """
-    pool = ThreadPoolExecutor(1, thread_name_prefix="cris-decode")
+    cores = len(os.sched_getaffinity(0))
+    pool = ThreadPoolExecutor(threads or min(cores, MOST_DECODERS), "cris-decode")
+    drawer = _Drawer(engine, pool)
+    ahead: deque[_Drawn | CrisError] = deque()
+    ended: Exception | None = None
+    drawing = True
     try:
-        yield _run(engine, iter(pairs), batch_size, pool)
+        while True:
+            # While the network runs a batch, the threads decode the next one.
+            while drawing and len(ahead) < 2 * batch_size:
+                try:
+                    pair = next(pairs)
+                except StopIteration:
+                    drawing = False
+                except Exception as error:
+                    drawing, ended = False, error
+                else:
+                    ahead.append(drawer.draw(pair))
+            if not ahead:
+                break
+            batch = [ahead.popleft() for _ in range(min(batch_size, len(ahead)))]
+            yield from _run_batch(engine, batch)
+        if ended is not None:
+            raise ended
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _run(
-    engine: "Engine",
-    pairs: Iterator[tuple[ImageInput, str]],
-    batch_size: int,
-    pool: ThreadPoolExecutor,
-) -> Iterator[Outcome]:
-    ahead: deque[Future[_Prepared]] = deque()
-    preparer = _Preparer(engine)
-    ended: Exception | None = None
-    drawing = True
-    while True:
-        # While the network runs a batch, the thread decodes the next one.
-        while drawing and len(ahead) < 2 * batch_size:
-            try:
-                pair = next(pairs)
-            except StopIteration:
-                drawing = False
-            except Exception as error:
-                drawing, ended = False, error
-            else:
-                ahead.append(pool.submit(preparer.prepare, pair))
-        if not ahead:
-            break
-        batch = [ahead.popleft() for _ in range(min(batch_size, len(ahead)))]
-        yield from _run_batch(engine, batch)
-    if ended is not None:
-        yield ended
-
-
-def _run_batch(engine: "Engine", batch: list[Future[_Prepared]]) -> Iterator[Outcome]:
-    results: list[Outcome | None] = []
-    good: list[_Prepared] = []
-    for future in batch:
-        error = future.exception()
-        if isinstance(error, Exception):
-            results.append(error)
-        elif error is not None:  # KeyboardInterrupt and the like belong to nobody's pair
-            raise error
-        else:
-            good.append(future.result())
-            results.append(None)
-    segmentations: Iterator[Outcome] = iter(())
-    if good:
+def _run_batch(
+    engine: "Engine", batch: list[_Drawn | CrisError]
+) -> Iterator[Segmentation | CrisError]:
+    results: list[CrisError | None] = []
+    pictures: list[Picture] = []
+    prompts: list[Prompt] = []
+    for drawn in batch:
         try:
-            scenes = engine.encode_pictures([item.picture for item in good])
-            segmentations = iter(engine.decode_masks(scenes, [item.prompt for item in good]))
+            if isinstance(drawn, CrisError):
+                raise drawn
+            pictures.append(drawn.picture.result())
         except CrisError as error:
-            segmentations = iter([error] * len(good))
+            results.append(error)
+        else:
+            prompts.append(drawn.prompt)
+            results.append(None)
+    segmentations: Iterator[Segmentation | CrisError] = iter(())
+    if pictures:
+        try:
+            scenes = engine.encode_pictures(pictures)
+            segmentations = iter(engine.decode_masks(scenes, prompts))
+        except BackendError as error:
+            segmentations = iter([error] * len(pictures))
     for result in results:
         yield next(segmentations) if result is None else result
 
 
-class _Preparer:
-    """Prepares pairs in the thread; a file that comes again at once is not decoded again."""
+class _Drawer:
+    """Takes from a pair, at once, what may change when the next one is drawn.
 
-    def __init__(self, engine: "Engine") -> None:
+    Pixels are letterboxed: that costs the same for all sizes, where a copy of a 4K frame takes
+    25 MB. Files and their bytes are decoded by the pool; a file that comes again at once is not
+    decoded again.
+    """
+
+    def __init__(self, engine: "Engine", pool: ThreadPoolExecutor) -> None:
         self._engine = engine
-        self._last: tuple[_FileState, Picture] | None = None
+        self._pool = pool
+        self._last: tuple[_FileState, Future[Picture]] | None = None
 
-    def prepare(self, pair: tuple[ImageInput, str]) -> _Prepared:
+    def draw(self, pair: Any) -> _Drawn | CrisError:
+        """Take a pair, or say what is wrong with it."""
         try:
-            image, expression = pair
-        except (TypeError, ValueError):
-            raise InputError(
-                f"pairs gave a {type(pair).__name__}: give (image, expression) tuples"
-            ) from None
-        if not isinstance(expression, str):
-            raise ExpressionError(
-                f"expression is a {type(expression).__name__}: give one string per pair"
-            )
-        prompt = self._engine.read_expressions(expression)[0]
+            try:
+                image, expression = pair
+            except (TypeError, ValueError):
+                raise InputError(
+                    f"pairs gave a {type(pair).__name__}: give (image, expression) tuples"
+                ) from None
+            if not isinstance(expression, str):
+                raise ExpressionError(
+                    f"expression is a {type(expression).__name__}: give one string per pair"
+                )
+            prompt = self._engine.read_expressions(expression)[0]
+            return _Drawn(self._picture(image), prompt)
+        except CrisError as error:
+            return error
+
+    def _picture(self, image: ImageInput) -> "Future[Picture]":
+        if isinstance(image, (bytes, bytearray, memoryview)):
+            return self._pool.submit(self._engine.prepare, bytes(image))
+        if not isinstance(image, (str, os.PathLike)):
+            ready: Future[Picture] = Future()
+            ready.set_result(self._engine.prepare(image))
+            return ready
         state = _file_state(image)
-        if state is None:
-            return _Prepared(self._engine.prepare(image), prompt)
-        if self._last is None or self._last[0] != state:
-            self._last = state, self._engine.prepare(image)
-        return _Prepared(self._last[1], prompt)
+        if state is not None and self._last is not None and self._last[0] == state:
+            return self._last[1]
+        decoding = self._pool.submit(self._engine.prepare, image)
+        self._last = None if state is None else (state, decoding)
+        return decoding
 
 
-def _file_state(image: ImageInput) -> _FileState | None:
-    if not isinstance(image, (str, os.PathLike)):
-        return None
+def _file_state(image: str | os.PathLike[str]) -> _FileState | None:
     try:
         status = Path(image).stat()
     except (OSError, ValueError):

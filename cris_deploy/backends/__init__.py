@@ -18,6 +18,8 @@ from typing import Any, Final, Protocol, TypeVar
 
 from numpy.typing import NDArray
 
+from cris_deploy import arguments
+from cris_deploy.arguments import MOST_THREADS
 from cris_deploy.bundle import Bundle
 from cris_deploy.errors import BackendError, InputError
 from cris_deploy.manifest import GraphName, Precision
@@ -84,6 +86,7 @@ class Settings:
     streams: runs that may go on at once; on a CPU they share the processors.
     graphs: whether a GPU's work is captured in CUDA graphs.
     backend: which one, for a module that has several.
+    trust_plans: whether plans are taken that the manifest does not list.
     """
 
     device: Device
@@ -92,6 +95,7 @@ class Settings:
     streams: int = 1
     graphs: bool = True
     backend: BackendName | None = None
+    trust_plans: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,15 +184,17 @@ def load_graphs(
     threads: int | None = None,
     streams: int = 1,
     graphs: bool = True,
+    trust_plans: bool = False,
 ) -> tuple[dict[GraphName, Graph], Choice]:
     """Load graphs of a bundle with what is asked for, or with the first of what `auto` tries.
 
-    Raises InputError for an unknown name or number, BackendError if it cannot be had.
+    Raises InputError for an unknown name or number, BackendError if it cannot be had, BundleError
+    if the bundle was replaced since it was opened.
     """
-    if threads is not None and threads < 1:
-        raise InputError(f"threads is {threads}: give at least 1, or None for all cores")
-    if streams < 1:
-        raise InputError(f"streams is {streams}: give at least 1")
+    threads = arguments.whole_or_none("threads", threads, 1, MOST_THREADS, "all cores")
+    streams = arguments.whole("streams", streams, 1, MOST_THREADS)
+    arguments.flag("cuda_graphs", graphs)
+    arguments.flag("trust_plans", trust_plans)
     wanted = None if backend == AUTO else _parse(BackendName, "backend", backend)
     where = None if device == AUTO else _parse(Device, "device", device)
     arithmetic = None if precision == AUTO else _parse(Compute, "precision", precision)
@@ -198,10 +204,12 @@ def load_graphs(
         try:
             module = _module(name)
             compute = _choose_compute(module, name, target, bundle.manifest.precision, arithmetic)
-            settings = Settings(target, compute, threads, streams, graphs, name)
+            settings = Settings(target, compute, threads, streams, graphs, name, trust_plans)
             runtime: Runtime = module.create(settings)
             loaded = {graph: runtime.load(bundle, graph) for graph in graph_names}
+            bundle.require_unchanged(graph_names)
         except BackendError as error:
+            bundle.require_unchanged(graph_names)  # else the backend is not to blame
             if wanted is not None and where is not None:
                 raise
             passed_over.append(f"{name} on {target} ({error})")
@@ -297,4 +305,4 @@ def _parse(enum: type[_E], argument: str, value: str) -> _E:
         return enum(value)
     except ValueError:
         known = ", ".join([AUTO, *enum])
-        raise InputError(f"{argument} is {value!r}: give one of {known}") from None
+        raise InputError(f"{argument} is {arguments.shown(value)}: give one of {known}") from None

@@ -9,8 +9,7 @@ no other thread may allocate meanwhile. So all runs of a lane are made by the la
 the first of a session while nobody else uses the device.
 """
 
-from collections.abc import Collection, Mapping
-from pathlib import Path
+from collections.abc import Callable, Collection, Mapping
 from types import ModuleType
 from typing import Any, Final
 
@@ -22,7 +21,7 @@ from cris_deploy.cuda.device import CudaDevice, Lane, open_device
 from cris_deploy.cuda.graph import DeviceGraph, Sizes
 from cris_deploy.cuda.memory import DeviceTensor
 from cris_deploy.errors import BackendError
-from cris_deploy.manifest import GraphName, GraphSpec
+from cris_deploy.manifest import GraphName
 
 PROVIDER: Final = "CUDAExecutionProvider"
 BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64)
@@ -43,7 +42,7 @@ class CudaRuntime:
     def load(self, bundle: Bundle, name: GraphName) -> DeviceGraph:
         """Load a graph; fails here if it or the provider cannot be had."""
         spec = bundle.manifest.graphs[name]
-        binder = _Binder(self._module, bundle.graph(name), spec, self._settings.graphs)
+        binder = _Binder(self._module, bundle, name, self._settings.graphs)
         graph = DeviceGraph(self.device, spec, binder)
         with self.device.lane() as lane:
             graph.slot(lane, {tensor.name: 1 for tensor in spec.inputs})
@@ -53,10 +52,11 @@ class CudaRuntime:
 class _Binder:
     """Makes sessions; see `cuda.graph.Binder`."""
 
-    def __init__(self, module: ModuleType, path: Path, spec: GraphSpec, graphs: bool) -> None:
+    def __init__(self, module: ModuleType, bundle: Bundle, name: GraphName, graphs: bool) -> None:
         self._module = module
-        self._path = path
-        self._spec = spec
+        self._path = bundle.graph(name)
+        self._spec = bundle.manifest.graphs[name]
+        self._unchanged: Callable[[], None] = lambda: bundle.require_unchanged([name])
         self._graphs = graphs
 
     def limit(self, shared: Collection[str]) -> int:
@@ -93,7 +93,9 @@ class _Binder:
                 str(self._path), options, providers=[provider], enable_fallback=0
             )
         except Exception as error:  # its exceptions share no base class
+            self._unchanged()
             raise self._failure(lane.device, "cannot load", error) from None
+        self._unchanged()
         self._check_assignment(session)
         return session
 

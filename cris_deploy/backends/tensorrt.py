@@ -82,7 +82,7 @@ class _TensorRt:
         host = plans.Host(
             self._flavour.runtime, self._module.__version__, first.compute_capability, first.name
         )
-        record = plans.choose_plan(bundle, name, host)
+        record = plans.choose_plan(bundle, name, host, self._settings.trust_plans)
         plan = _Plan(self._module, self._log, bundle, record)
         spec = bundle.manifest.graphs[name]
         plan.check({tensor.name: np.dtype(tensor.dtype.value) for tensor in spec.inputs})

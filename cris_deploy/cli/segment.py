@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,8 @@ def segment_jobs(
     precision: str = AUTO,
     threads: int | None = None,
     max_pixels: int = MAX_PIXELS,
+    manifest_sha256: str | None = None,
+    trust_plans: bool = False,
     batch_size: int = 8,
 ) -> Iterator[Report]:
     """Segment jobs and write their masks and overlays into `output`; one report per job, in order.
@@ -95,7 +98,6 @@ def segment_jobs(
     the bundle, the backend, the output folder.
     """
     from cris_deploy.engine import Engine
-    from cris_deploy.stream import outcomes
 
     engine = Engine(
         bundle,
@@ -104,6 +106,8 @@ def segment_jobs(
         precision=precision,
         threads=threads,
         max_pixels=max_pixels,
+        manifest_sha256=manifest_sha256,
+        trust_plans=trust_plans,
     )
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -115,7 +119,7 @@ def segment_jobs(
         if isinstance(job, Job)
         for expression in job.expressions
     )
-    with engine, outcomes(engine, pairs, batch_size) as stream:
+    with engine, closing(engine.stream(pairs, batch_size, on_error="yield")) as stream:
         for job in jobs:
             if isinstance(job, BadEntry):
                 yield Report(job, problems=(job.problem,))
@@ -125,7 +129,7 @@ def segment_jobs(
 
 
 def _write(
-    job: Job, found: Sequence[Segmentation | Exception], output: Path, max_pixels: int
+    job: Job, found: Sequence[Segmentation | CrisError], output: Path, max_pixels: int
 ) -> Report:
     from cris_deploy import image, overlay
 
@@ -134,10 +138,8 @@ def _write(
     for index, outcome in enumerate(found):
         if isinstance(outcome, Segmentation):
             done.append((index, outcome))
-        elif isinstance(outcome, CrisError):
-            problems.append(one_line(outcome))
         else:
-            raise outcome
+            problems.append(one_line(outcome))
     written: list[Written] = []
     picture_path = None
     try:
@@ -241,6 +243,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help=f"refuse larger images (default: {MAX_PIXELS:,})",
     )
+    parser.add_argument(
+        "--manifest-sha256", metavar="HEX", help="refuse a bundle whose manifest.json has another"
+    )
+    parser.add_argument(
+        "--trust-plans",
+        action="store_true",
+        help="take TensorRT plans that the bundle does not list; a plan is code",
+    )
     return parser
 
 
@@ -273,6 +283,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             precision=arguments.precision,
             threads=arguments.threads,
             max_pixels=arguments.max_pixels,
+            manifest_sha256=arguments.manifest_sha256,
+            trust_plans=arguments.trust_plans,
         )
         return _print_reports(reports, len(jobs), arguments.json)
 

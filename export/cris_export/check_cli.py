@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cris_deploy.backends import AUTO, BackendName, Compute, Device
 
 if TYPE_CHECKING:
-    from cris_deploy.check import CheckReport
+    from cris_deploy.bundle_check import CheckReport
 
 EXIT_FAILED = 1
 
@@ -47,7 +47,7 @@ def misused(args: argparse.Namespace) -> str | None:
 
 def run(args: argparse.Namespace) -> int:
     """Check and print; gives the exit code: 0, or 1 if the bundle fails here."""
-    from cris_deploy.check import check
+    from cris_deploy.bundle_check import check
     from cris_export.tables import describe_check
 
     start = time.perf_counter()

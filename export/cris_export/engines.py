@@ -142,10 +142,11 @@ def choose_engine(options: EngineOptions, step: Callable[[str], None]) -> Choice
 def build_engines(
     bundle: Path, options: EngineOptions, step: Callable[[str], None] = lambda _: None
 ) -> tuple[PlanRecord, ...]:
-    """Build a plan of each graph of a bundle and put them into its `engines/`.
+    """Build a plan of each graph of a bundle, put them into its `engines/`, list their hashes.
 
     They appear together, after the last was built: a build that fails or is killed leaves the
-    bundle as it was. Plans of the same names are replaced, others stay.
+    bundle as it was. Plans of the same names are replaced, others stay. The manifest lists them
+    last: until then nothing takes them.
 
     Args:
         bundle: A complete bundle.
@@ -156,7 +157,7 @@ def build_engines(
         What the sidecars say; () if `auto` or `none` builds nothing.
 
     Raises:
-        BundleError: the bundle is not whole.
+        BundleError: the bundle is not whole, or was replaced meanwhile.
         InputError, BackendError: as `choose_engine` does.
         ExportError: a build failed; the builder's log was kept and is named.
     """
@@ -174,6 +175,8 @@ def build_engines(
         )
         for record in records:
             _publish(staging, record)
+        with _writing(opened.path):
+            plans.list_plans(opened, records)
     if cache is not None:
         cache.store()
     return records

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from cris_deploy import bundle as bundles
 from cris_deploy.bundle import BundleWriter, GraphName, Precision
 from cris_deploy.errors import InputError, ParityError
-from cris_deploy.manifest import DEFAULT_MIN_IOU, Quantisation, TypeShare
+from cris_deploy.manifest import DEFAULT_MIN_IOU, MOST_SAMPLES, Quantisation, TypeShare
 from cris_deploy.plans import PlanRecord
 from cris_deploy.text import Tokenizer
 from cris_deploy.versions import version_of
@@ -153,6 +153,8 @@ def export(options: ExportOptions, step: Callable[[str], None] = lambda _: None)
     verify.require_reference()
     engine = choose_engine(options.engines, step)  # what cannot be had is refused before the work
     sources = samples.read_samples(options.samples)
+    if len(sources) > MOST_SAMPLES:
+        raise InputError(f"--samples {options.samples}: give at most {MOST_SAMPLES:,} lines")
     pairs = _read_calibration(options.calibration)
     step(f"reading {options.checkpoint}")
     checkpoint = checkpoints.load(options.checkpoint, word_len=options.word_len)
@@ -199,6 +201,7 @@ def export(options: ExportOptions, step: Callable[[str], None] = lambda _: None)
         del model, protos
         gc.collect()
         plans = build_engines(folder, options.engines, step) if engine is not None else ()
+        manifest = bundles.Bundle.open(folder, verify=False).manifest  # lists the plans, too
         parity = verify.prove(folder, options.budget, step)
         if not parity.passed:
             raise ParityError(_failure(parity, options, reference, folder))

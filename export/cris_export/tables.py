@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from cris_deploy.check import CheckReport, SampleCheck
+from cris_deploy.bundle_check import CheckReport, SampleCheck
 from cris_deploy.manifest import Route, RouteParity, StageParity
 
 if TYPE_CHECKING:  # the gate needs what an export needs, a check does not

@@ -13,7 +13,7 @@ import torch
 
 from cris_deploy.backends import winograd
 from cris_deploy.bundle import WEIGHTS, Bundle, GraphName, Precision
-from cris_deploy.check import check
+from cris_deploy.bundle_check import check
 from cris_deploy.errors import CheckpointError, ParityError
 from cris_deploy.manifest import Route
 from cris_deploy.text import Tokenizer

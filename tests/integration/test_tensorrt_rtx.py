@@ -48,10 +48,10 @@ def checkpoint_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoint.save(folder / "tiny.pth", randomised(Cris(CrisConfig.tiny())))
 
 
-def exported(checkpoint_file: Path, precision: Precision) -> Bundle:
+def exported(checkpoint_file: Path, precision: Precision, **engines: EngineOptions) -> Bundle:
     output = checkpoint_file.parent / f"{precision}.bundle"
-    report = export(ExportOptions(checkpoint_file, output, precision=precision, min_iou=0.9))
-    return Bundle.open(report.bundle)
+    options = ExportOptions(checkpoint_file, output, precision=precision, min_iou=0.9, **engines)
+    return Bundle.open(export(options).bundle)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def half(checkpoint_file: Path) -> Bundle:
 
 @pytest.fixture(scope="module")
 def single(checkpoint_file: Path) -> Bundle:
-    return exported(checkpoint_file, Precision.FP32)
+    return exported(checkpoint_file, Precision.FP32, engines=RTX)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def half_plans(half: Bundle) -> dict[GraphName, PlanRecord]:
 
 @pytest.fixture(scope="module")
 def single_plans(single: Bundle) -> dict[GraphName, PlanRecord]:
-    return {record.graph: record for record in build_engines(single.path, RTX)}
+    return {record.graph: record for record in plans.read_plans(single)}
 
 
 def source(bundle: Bundle, graph: GraphName) -> Source:
@@ -83,7 +83,7 @@ def source(bundle: Bundle, graph: GraphName) -> Source:
 def test_every_graph_has_a_plan_for_both_architectures(
     half: Bundle, half_plans: dict[GraphName, PlanRecord], graph: GraphName
 ) -> None:
-    record = half_plans[graph]
+    record, half = half_plans[graph], Bundle.open(half.path)  # whose manifest lists them now
     assert record.file == f"{graph}.tensorrt-rtx.sm86-sm120.plan"
     for capability in ("sm86", "sm120"):
         host = Host(RuntimeName.TENSORRT_RTX, trt.__version__, capability, "an RTX card")
@@ -92,6 +92,16 @@ def test_every_graph_has_a_plan_for_both_architectures(
     assert len(plan) == record.plan_bytes > 100_000  # kernels and weights, not a stub
     log = plans.folder(half) / (record.file + ".log")
     assert "Engine generation completed" in log.read_text()
+
+
+def test_an_export_lists_the_plans_it_builds(
+    single: Bundle, single_plans: dict[GraphName, PlanRecord]
+) -> None:
+    assert single.manifest.plans.keys() == {record.file for record in single_plans.values()}
+    assert single.manifest.parity is not None  # which was written later
+    host = Host(RuntimeName.TENSORRT_RTX, trt.__version__, "sm86", "an RTX card")
+    for graph in GraphName:
+        assert plans.choose_plan(single, graph, host) == single_plans[graph]
 
 
 def test_other_hosts_are_told_what_the_plans_want(

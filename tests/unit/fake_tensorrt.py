@@ -22,6 +22,7 @@ from cris_deploy.plans import (
     ShapeRange,
     folder,
     graph_hashes,
+    list_plans,
     plan_name,
     write_sidecar,
 )
@@ -242,6 +243,7 @@ def write_plans(
 ) -> None:
     """Give a bundle plans of all its graphs, for batches up to `most`."""
     bundle = Bundle.open(path)
+    records = []
     folder(bundle).mkdir(exist_ok=True)
     for name in GraphName:
         spec = bundle.manifest.graphs[name]
@@ -270,6 +272,8 @@ def write_plans(
             build_seconds=1.0,
         )
         write_sidecar(folder(bundle), record)
+        records.append(record)
+    list_plans(bundle, records)
 
 
 def _profile(inputs, most: int, one_image: bool = False) -> Profile:

@@ -1,11 +1,13 @@
 """TensorRT's plans: which is taken, which is refused and why. The runtime is a stand-in."""
 
+import json
+
 import numpy as np
 import pytest
 
 from cris_deploy import Engine, gpu
 from cris_deploy.backends import BackendName, Device, tensorrt
-from cris_deploy.bundle import Bundle, GraphName
+from cris_deploy.bundle import MANIFEST, Bundle, GraphName
 from cris_deploy.errors import BackendError
 from cris_deploy.manifest import Precision
 from cris_deploy.plans import RuntimeName, folder
@@ -112,6 +114,33 @@ def test_runtime_that_cannot_be_imported(machine, monkeypatch):
     monkeypatch.setattr(tensorrt, "importlib", Nothing)
     with pytest.raises(BackendError, match=r"libnvinfer.*cris-deploy\[tensorrt-rtx\]"):
         machine.engine("tensorrt-rtx")
+
+
+def unlist(machine) -> None:
+    path = machine.bundle / MANIFEST
+    path.write_text(json.dumps({**json.loads(path.read_text()), "plans": {}}))
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+def test_unlisted_plans_are_refused_and_never_loaded(machine, backend):
+    unlist(machine)
+    with pytest.raises(BackendError, match=r"is not listed in manifest\.json.*trust_plans=True"):
+        machine.engine(backend)
+    assert machine.tensorrt.loads == machine.rtx.loads == 0
+    with machine.engine(backend, trust_plans=True) as engine:
+        assert engine.info.backend == backend
+        engine.segment(IMAGE, "a")
+
+
+def test_auto_passes_unlisted_plans_over_and_says_why(machine):
+    unlist(machine)
+    with Engine(machine.bundle) as engine:
+        assert (engine.info.backend, engine.info.device) == (BackendName.ONNXRUNTIME, Device.CUDA)
+        assert "is not listed in manifest.json, and a plan is code" in engine.info.reason
+        assert "Engine(trust_plans=True)" in engine.info.reason
+    assert machine.tensorrt.loads == machine.rtx.loads == 0
+    with Engine(machine.bundle, trust_plans=True) as engine:
+        assert engine.info.backend == BackendName.TENSORRT
 
 
 @pytest.mark.parametrize("most", [1, 3])

@@ -1,16 +1,24 @@
 """Bundles: complete or not there, and read only when nothing was changed."""
 
+import contextlib
 import dataclasses
+import hashlib
+import io
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import time
+import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
+from cris_deploy.arrays import read_arrays
 from cris_deploy.bundle import (
     FORMAT,
     MANIFEST,
@@ -22,6 +30,7 @@ from cris_deploy.bundle import (
     Precision,
 )
 from cris_deploy.errors import BundleError, InputError
+from cris_deploy.external_data import locations
 from cris_deploy.manifest import Quantisation
 from tests import tiny_bundle as tiny
 
@@ -167,6 +176,26 @@ def test_unknown_keys_are_ignored(own_bundle):
         (("format",), "1", "format"),
         (("model",), [], "model"),
         (("model", "input_size"), 416.5, "model.input_size"),
+        (("model", "input_size"), 10**9, "model.input_size is 1000000000, .* at most 4,096"),
+        (("model", "mask_size"), 4097, "model.mask_size is 4097, .* at most 4,096"),
+        (("model", "word_len"), 78, "model.word_len is 78, .* at most 77"),
+        (
+            ("graphs", "full", "inputs", 0, "shape"),
+            ["n", 3, 10**6, 10**6],
+            r"inputs\[0\].shape is .*, expected at most 268,435,456 elements",
+        ),
+        (("graphs", "full", "inputs", 0, "shape"), [10**12], r"shape\[0\] is 10+, .* at most"),
+        (("graphs", "full", "inputs", 0, "shape"), [1] * 9, "at most 8 elements, not 9"),
+        (("graphs", "full", "outputs"), [{}] * 65, "outputs is .*, expected at most 64 elements"),
+        (("samples",), [{}] * 20_001, "samples is .*, expected at most 20,000 elements"),
+        (("samples", 0, "height"), 10**9, r"samples\[0\].height is 10+, .* at most 100,000,000"),
+        (("samples", 0, "width"), 10**8, r"samples\[0\].height is 45, .* pixels with the width"),
+        (("files", WEIGHTS), KeyError, "files does not list weights.bin: export again"),
+        (("files", "tokenizer.json", "bytes"), 10**11, "tokenizer.json has 100,000,000,000 bytes"),
+        (("files", "full.onnx", "bytes"), 2**30, "full.onnx has 1,073,741,824 bytes, over the"),
+        (("plans",), [], "plans is .*, expected an object"),
+        (("plans",), {"../x": {}}, "plans is .*, expected a relative path inside the bundle"),
+        (("plans",), {"x.plan": {"sha256": "a"}}, "plans.x.plan.sha256"),
         (("model", "word_len"), KeyError, "model.word_len is missing"),
         (("model", "threshold"), 1.5, "model.threshold"),
         (("model", "threshold"), float("nan"), "model.threshold"),
@@ -227,6 +256,162 @@ def test_manifest_that_is_not_one(own_bundle, text):
     (own_bundle / MANIFEST).write_bytes(text)
     with pytest.raises(BundleError, match=MANIFEST):
         Bundle.open(own_bundle)
+
+
+def test_a_manifest_of_any_length_is_not_read(own_bundle):
+    os.truncate(own_bundle / MANIFEST, 100 << 30)  # sparse: it takes no room
+    with pytest.raises(BundleError, match=r"manifest.json is longer than 16,777,216 bytes"):
+        Bundle.open(own_bundle)
+
+
+def test_the_manifest_that_is_meant(own_bundle):
+    digest = hashlib.sha256((own_bundle / MANIFEST).read_bytes()).hexdigest()
+    opened = Bundle.open(own_bundle, manifest_sha256=digest.upper())
+    assert opened.manifest_sha256 == digest
+    edit(own_bundle, "created", value="2026-11-23")  # valid as before
+    Bundle.open(own_bundle)
+    with pytest.raises(BundleError, match=rf"has the SHA-256 .*, expected {digest}: it is another"):
+        Bundle.open(own_bundle, manifest_sha256=digest)
+
+
+def store_elsewhere(bundle: Path, location: str) -> None:
+    """Let one tensor of the mask decoder lie in another file, and write its hash."""
+    path = bundle / "mask_decoder.onnx"
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = location
+    onnx.save(model, path)
+    tiny.rehash(bundle)
+
+
+@pytest.mark.parametrize("location", ["other.bin", "engines/x.plan", "../w.bin", "/etc/passwd"])
+def test_weights_in_a_file_that_no_hash_covers(own_bundle, location):
+    shutil.copy(own_bundle / WEIGHTS, own_bundle / "other.bin")
+    store_elsewhere(own_bundle, location)
+    message = rf"mask_decoder.onnx reads weights from '{location}', which manifest.json does not"
+    for verify in (True, False):
+        with pytest.raises(BundleError, match=message):
+            Bundle.open(own_bundle, verify=verify)
+
+
+def test_external_data_is_found_wherever_a_graph_may_have_it():
+    def outside(location: str) -> onnx.TensorProto:
+        tensor = onnx.TensorProto(name="x", data_type=1, dims=[1])
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        tensor.external_data.add(key="offset", value="0")
+        tensor.external_data.add(key="location", value=location)
+        return tensor
+
+    make, sparse = onnx.helper.make_node, onnx.SparseTensorProto
+    body = onnx.helper.make_graph([make("Constant", [], ["y"], value=outside("e"))], "b", [], [])
+    nodes = [
+        make("Constant", [], ["x"], value=outside("a")),
+        make("Loop", ["x"], ["z"], body=body),
+        make("Own", [], ["s"], many=[outside("f"), outside("g")]),
+        make("Own", [], ["s"], one=sparse(values=outside("h"), indices=outside("i"))),
+    ]
+    graph = onnx.helper.make_graph(nodes, "location", [], [], [outside("b")])
+    graph.sparse_initializer.append(sparse(values=outside("c"), indices=outside("d")))
+    function = onnx.helper.make_function(
+        "own", "F", [], [], [make("Constant", [], ["q"], value=outside("j"))], []
+    )
+    model = onnx.helper.make_model(graph, functions=[function], doc_string="location")
+    assert locations(model.SerializeToString()) == set("abcdefghij")
+
+
+@pytest.mark.parametrize(
+    "content", [b"not a graph", b"\x3a\xff", b"\x3a\x05ab", b"\xff" * 12, b"\x3b", bytes(9)]
+)
+def test_a_graph_that_is_no_protobuf(own_bundle, content):
+    (own_bundle / "full.onnx").write_bytes(content)
+    tiny.rehash(own_bundle)
+    with pytest.raises(BundleError, match=r"full.onnx is not an ONNX file"):
+        Bundle.open(own_bundle)
+
+
+def claims(shape: tuple[int, ...], dtype: str = "<f4") -> bytes:
+    """A .npy file whose header claims a shape, and no data."""
+    stream = io.BytesIO()
+    header = {"descr": dtype, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, header)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (claims((10**6, 10**6)), r"has shape \(1000000, 1000000\), expected \(16, 16\)"),
+        (claims((16, 16)), "has 0 bytes of 1,024"),
+        (claims((16, 16), "|O"), "holds object, not numbers"),
+        (claims((16, 16), "<U99999"), "not numbers"),
+        (claims((16, 16), "<f8") + bytes(2048), "holds float64, expected float32"),
+        (b"\x93NUMPY\x02\x00" + b"\xff" * 4, "version"),
+        (b"\x93NUM", "cannot be read"),
+    ],
+)
+def test_reference_logits_are_read_no_further_than_they_are_right(own_bundle, content, message):
+    (own_bundle / "samples/0.npy").write_bytes(content)
+    tiny.rehash(own_bundle)
+    bundle = Bundle.open(own_bundle)
+    with pytest.raises(BundleError, match=message):
+        bundle.sample_logits(bundle.manifest.samples[0])
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_arrays_of_an_archive(tmp_path, method):
+    path = tmp_path / "x.npz"
+    values = np.arange(6, dtype=np.float16).reshape(2, 3)
+
+    def write(**members: bytes) -> None:
+        with zipfile.ZipFile(path, "w", method) as archive:
+            for name, content in members.items():
+                archive.writestr(f"{name}.npy", content)
+
+    def whole(array: np.ndarray) -> bytes:
+        stream = io.BytesIO()
+        np.save(stream, array)
+        return stream.getvalue()
+
+    write(a=whole(values), b=whole(np.asfortranarray(values)), c=claims((10**6, 10**6)))
+    found = read_arrays(path, {"a": (2, 3), "b": (2, 3)})
+    for array in found.values():
+        np.testing.assert_array_equal(array, values)
+        assert array.dtype == np.float16
+    for name, message in (("c", r"c has shape \(1000000"), ("d", "d.npy")):
+        with pytest.raises(ValueError, match=message):
+            read_arrays(path, {name: (2, 3)})
+    write(a=claims((2, 3)) + bytes(200 << 20) if method == zipfile.ZIP_DEFLATED else b"")
+    tracemalloc.start()
+    with contextlib.suppress(ValueError):
+        read_arrays(path, {"a": (2, 3)})
+    assert tracemalloc.get_traced_memory()[1] < 5 << 20  # the rest is not inflated
+    tracemalloc.stop()
+
+
+def change(content: bytes) -> bytes:
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
+@pytest.mark.parametrize("name", ["full.onnx", WEIGHTS, "tokenizer.json"])
+def test_files_that_are_no_longer_what_was_opened(own_bundle, name):
+    bundle = Bundle.open(own_bundle)
+    bundle.require_unchanged(list(GraphName))
+    path = own_bundle / name
+    os.link(path, own_bundle / "link")  # changes its status, not what it is
+    os.utime(path)
+    bundle.require_unchanged(list(GraphName))
+    (own_bundle / "copy").write_bytes(path.read_bytes())
+    (own_bundle / "copy").rename(path)
+    bundle.require_unchanged(list(GraphName))  # another file with the same content
+    (own_bundle / "copy").write_bytes(change(path.read_bytes()))
+    (own_bundle / "copy").rename(path)
+    with pytest.raises(BundleError, match=rf"{name} is not what was opened.*make a new Engine"):
+        bundle.require_unchanged(list(GraphName))
+    path.unlink()
+    with pytest.raises(BundleError, match=rf"{name} is not what was opened"):
+        bundle.require_unchanged(list(GraphName))
 
 
 def test_pickled_sample_is_refused(own_bundle):

@@ -12,7 +12,7 @@ import pytest
 
 from cris_deploy.backends import BackendName, Compute, Device
 from cris_deploy.bundle import MANIFEST
-from cris_deploy.check import CheckReport, check, worst_stage
+from cris_deploy.bundle_check import CheckReport, check, worst_stage
 from cris_deploy.deviation import Deviation, finite
 from cris_deploy.errors import BackendError, BundleError, InputError
 from cris_deploy.manifest import GraphName, Route, StageParity
@@ -157,7 +157,8 @@ def test_a_bundle_without_features_is_checked_end_to_end(own_bundle):
 
 
 def test_a_full_graph_that_does_not_load_is_said(own_bundle):
-    (own_bundle / "full.onnx").write_bytes(b"not a graph")
+    path = own_bundle / "full.onnx"
+    path.write_bytes(path.read_bytes().replace(b"MatMul", b"MutMal"))
     tiny.rehash(own_bundle)
     report = run_check(own_bundle)
     assert report.passed
@@ -199,9 +200,13 @@ def test_features_that_cannot_be_read(own_bundle, name):
 
 
 def test_unusable_arguments(tiny_bundle, own_bundle):
-    for value in (-0.1, 1.1, float("nan")):
-        with pytest.raises(InputError, match="min_iou"):
+    for value in (-0.1, 1.1, float("nan"), "0.9", True):
+        with pytest.raises(InputError, match=r"min_iou is .*: give 0 to 1, or None"):
             run_check(tiny_bundle, min_iou=value)
+    for name, value in (("step", None), ("verify", "no"), ("bundle", 3)):
+        arguments = {"bundle": tiny_bundle, name: value}
+        with pytest.raises(InputError, match=f"{name} is .*: give"):
+            check(**arguments)
     with pytest.raises(BackendError, match="int8"):
         run_check(tiny_bundle, precision="int8")
     path = own_bundle / MANIFEST

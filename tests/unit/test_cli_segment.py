@@ -1,5 +1,6 @@
 """cris-segment: one image, folders, lists, bad entries, exit codes, what is written."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -243,3 +244,11 @@ def test_interrupt_and_closed_pipe(capsys):
 
     assert guarded("x", interrupt) == 130
     assert capsys.readouterr().err == "x: interrupted\n"
+
+
+def test_the_bundle_that_is_meant(tiny_bundle, folder, tmp_path, capsys):
+    digest = hashlib.sha256((tiny_bundle / "manifest.json").read_bytes()).hexdigest()
+    command = [str(tiny_bundle), str(folder / "a.png"), "a", "-o", str(tmp_path / "o")]
+    assert main([*command, "--manifest-sha256", digest, "--trust-plans"]) == 0
+    assert main([*command, "--manifest-sha256", "0" * 64]) == 2
+    assert f"has the SHA-256 {digest}, expected 0000" in capsys.readouterr().err

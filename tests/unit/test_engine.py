@@ -310,12 +310,13 @@ def decoding_threads() -> list[str]:
 
 
 def test_stream_closed_early_leaves_no_thread(engine, images):
-    stream = engine.stream(((images[0], "a") for _ in range(10**9)), batch_size=2)
+    file = cv2.imencode(".png", images[0])[1].tobytes()
+    stream = engine.stream(((file, "a") for _ in range(10**9)), batch_size=2)
     next(stream)
     assert decoding_threads()
     stream.close()
     assert not decoding_threads()
-    stream = engine.stream(((images[0], "a") for _ in range(10**9)), batch_size=2)
+    stream = engine.stream(((file, "a") for _ in range(10**9)), batch_size=2)
     next(stream)
     del stream
     gc.collect()
@@ -340,8 +341,17 @@ def test_stream_draws_no_more_than_two_batches_ahead(engine, images):
 
 
 def test_stream_arguments_are_checked_at_the_call(engine):
-    with pytest.raises(InputError, match="batch_size"):
-        engine.stream([], batch_size=0)
+    for batch_size in (0, "8", None, True, 2.0):
+        with pytest.raises(InputError, match=r"batch_size is .*: give a whole number, at least 1"):
+            engine.stream([], batch_size=batch_size)
+    for decode_threads in (0, "2", 10**6):
+        with pytest.raises(InputError, match=r"decode_threads is .*, or None for one per core"):
+            engine.stream([], decode_threads=decode_threads)
+    for on_error in ("ignore", None, ["yield"]):
+        with pytest.raises(InputError, match=r"on_error is .*: give 'raise' or 'yield'"):
+            engine.stream([], on_error=on_error)
+    with pytest.raises(InputError, match=r"pairs is 3: give \(image, expression\) tuples"):
+        engine.stream(3)
 
 
 # Expressions
@@ -419,15 +429,43 @@ def test_close(engine, images):
     [
         ({"backend": "tensorflow"}, InputError, "auto, onnxruntime"),
         ({"device": "tpu"}, InputError, "auto, cpu, cuda"),
-        ({"threads": 0}, InputError, "threads"),
-        ({"image_cache": -1}, InputError, "image_cache"),
+        ({"backend": 3}, InputError, "backend is 3: give one of auto, onnxruntime"),
+        ({"device": None}, InputError, "device is None: give one of"),
+        ({"precision": ["fp32"]}, InputError, r"precision is \['fp32'\] \(list\): give one of"),
+        ({"threads": 0}, InputError, "threads is 0: give a whole number, 1 to 1024, or None"),
+        ({"threads": "2"}, InputError, "threads is '2': give a whole number"),
+        ({"threads": 10**12}, InputError, "threads is 1000000000000: give a whole number, 1 to"),
+        ({"streams": 1.0}, InputError, "streams is 1.0: give a whole number, 1 to 1024"),
+        ({"streams": True}, InputError, "streams is True"),
+        ({"image_cache": -1}, InputError, "image_cache is -1: give a whole number, at least 0"),
+        ({"image_cache": None}, InputError, "image_cache is None"),
         ({"text_cache": -1}, InputError, "text_cache"),
+        ({"text_cache": b"1"}, InputError, r"text_cache is b'1' \(bytes\)"),
         ({"max_pixels": 0}, InputError, "max_pixels"),
+        ({"max_pixels": 1.5}, InputError, "max_pixels is 1.5"),
+        ({"cache": "no"}, InputError, "cache is 'no': give True or False"),
+        ({"cuda_graphs": None}, InputError, "cuda_graphs is None: give True or False"),
+        ({"verify": 1}, InputError, "verify is 1: give True or False"),
+        ({"trust_plans": "yes"}, InputError, "trust_plans is 'yes': give True or False"),
+        ({"manifest_sha256": "abc"}, InputError, "manifest_sha256 is 'abc': give 64 hexadecimal"),
+        ({"manifest_sha256": 5}, InputError, "manifest_sha256 is 5"),
     ],
 )
 def test_bad_options(tiny_bundle, options, error, message):
     with pytest.raises(error, match=message):
         Engine(tiny_bundle, **options)
+
+
+@pytest.mark.parametrize("wrong", [None, 3, b"a.bundle", ["a.bundle"]])
+def test_a_bundle_that_is_no_path(wrong):
+    with pytest.raises(InputError, match=r"bundle is .*: give the directory cris-export wrote"):
+        Engine(wrong)
+
+
+def test_numbers_of_numpy_are_numbers(tiny_bundle, images):
+    two = np.int64(2)
+    with Engine(tiny_bundle, threads=two, image_cache=two, max_pixels=np.int32(10**6)) as engine:
+        assert len(list(engine.stream([(images[0], "a")] * 3, batch_size=np.uint8(2)))) == 3
 
 
 def test_pixel_limit(tiny_bundle, images):
@@ -443,10 +481,12 @@ def test_damaged_bundle(own_bundle):
 
 
 def test_graph_that_is_none(own_bundle):
-    (own_bundle / "mask_decoder.onnx").write_bytes(
-        bytes((own_bundle / "mask_decoder.onnx").stat().st_size)
-    )
+    path = own_bundle / "mask_decoder.onnx"
+    path.write_bytes(path.read_bytes().replace(b"MatMul", b"MutMal"))
     with pytest.raises(BackendError, match=r"cannot load mask_decoder\.onnx"):
+        Engine(own_bundle, verify=False)
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(BundleError, match=r"mask_decoder\.onnx is not an ONNX file"):
         Engine(own_bundle, verify=False)
 
 

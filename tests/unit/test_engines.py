@@ -190,6 +190,7 @@ def test_tensorrt_is_given_typed_networks_and_nothing_that_changes_them(
     assert trt.host_code_allowed == [False] * 4
     bundle = Bundle.open(own_bundle)
     assert plans.read_plans(bundle) == by_name(records)
+    assert bundle.manifest.plans.keys() == {record.file for record in records}
     for record in records:
         assert record.targets == ("sm90",)
         assert (record.gpu, record.version) == (H100.name, "10.13.2.6")
@@ -428,6 +429,40 @@ def test_a_build_that_is_stopped_leaves_the_bundle_as_it_was(
         build_engines(own_bundle, TENSORRT, stop_at_the_third)
     assert files(own_bundle) == before
     assert (own_bundle / ENGINES).exists() is earlier
+
+
+def test_a_bundle_that_is_replaced_during_a_build_gets_no_plan_into_its_manifest(
+    here, own_bundle: Path
+) -> None:
+    here(H100, FakeTensorRT())
+    manifest = own_bundle / MANIFEST
+
+    def replace(line: str) -> None:
+        if line.startswith("building text_encoder"):
+            manifest.write_text(manifest.read_text().replace("2026-11-22", "2026-11-23"))
+
+    with pytest.raises(BundleError, match="was changed while plans were built for it"):
+        build_engines(own_bundle, TENSORRT, replace)
+    assert Bundle.open(own_bundle).manifest.plans == {}
+
+
+def test_a_manifest_that_cannot_be_written_lists_nothing(
+    here, own_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here(H100, FakeTensorRT())
+    write = plans.write_atomically
+
+    def no_room(path: Path, content: bytes) -> None:
+        if path.name == MANIFEST:
+            raise OSError("no space left on device")
+        write(path, content)
+
+    monkeypatch.setattr(plans, "write_atomically", no_room)
+    before = (own_bundle / MANIFEST).read_bytes()
+    with pytest.raises(ExportError, match="cannot be written: no space left"):
+        build_engines(own_bundle, TENSORRT)
+    assert (own_bundle / MANIFEST).read_bytes() == before
+    monkeypatch.undo()
 
 
 def test_what_a_killed_build_left_is_cleared(here, own_bundle: Path) -> None:

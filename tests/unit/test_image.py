@@ -1,7 +1,9 @@
 """Pictures of every kind decode as OpenCV decodes them, and the letterbox is the reference's."""
 
+import contextlib
 import io
 import json
+import os
 import threading
 from pathlib import Path
 
@@ -426,3 +428,40 @@ def test_decoding_in_many_threads(picture):
         thread.join()
     assert len(results) == 8
     assert all((pixels == picture).all() for pixels in results)
+
+
+def sparse(path, content: bytes) -> None:
+    """A file that claims 100 GB and takes a few."""
+    path.write_bytes(content)
+    os.truncate(path, 100 << 30)
+
+
+@pytest.mark.parametrize("extension", [".jpg", ".png", ".bmp"])
+def test_a_file_without_end_is_not_read(tmp_path, extension):
+    path = tmp_path / f"x{extension}"
+    image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    sparse(path, cv2.imencode(extension, image)[1].tobytes())
+    message = r"has 107,374,182,400 bytes, over the limit of 867,108,864 .*raise max_pixels"
+    with pytest.raises(ImageError, match=message):
+        decode(path)
+    with Image.open(path) as picture, pytest.raises(ImageError, match=message):
+        decode(picture)
+
+
+def test_the_limit_of_a_file_follows_the_limit_of_pixels(tmp_path):
+    data = cv2.imencode(".png", np.zeros((9, 9, 3), np.uint8))[1].tobytes()
+    path = tmp_path / "x.png"
+    path.write_bytes(data)
+    for pixels, fits in ((10**6, True), (10**6 - 1, False)):
+        os.truncate(path, 8 * 10**6 + 64 * 2**20)
+        with (
+            contextlib.nullcontext() if fits else pytest.raises(ImageError, match="over the limit")
+        ):
+            decode(path, pixels)
+
+
+def test_pipes_and_devices_are_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        with pytest.raises(ImageError, match="is a device or a pipe: give one image file"):
+            decode(path)

@@ -60,5 +60,20 @@ def test_every_public_name_is_there():
     for name in cris_deploy.__all__:
         if name != "__version__":
             assert getattr(cris_deploy, name).__name__ == name
+    errors = ("Bundle", "Backend", "Expression", "Image", "Input", "Kernel")
+    assert {"CrisError", *(f"{kind}Error" for kind in errors)} <= set(cris_deploy.__all__)
+    enums = {"BackendName", "Compute", "Device", "Precision"}
+    others = {"CheckReport", "DeviceSegmentation", "check"}
+    assert enums | others <= set(cris_deploy.__all__)
     with pytest.raises(AttributeError, match="nonsense"):
         cris_deploy.nonsense  # noqa: B018
+
+
+def test_a_public_name_is_no_module():
+    # A module of the same name takes a function's place when it is imported.
+    code = (
+        "import cris_deploy, importlib, pkgutil;"
+        "names = [m.name for m in pkgutil.iter_modules(cris_deploy.__path__)];"
+        "print(sorted(set(names) & set(cris_deploy.__all__)))"
+    )
+    assert run(code) == "[]"

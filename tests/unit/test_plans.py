@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import pytest
 
 from cris_deploy import plans
-from cris_deploy.bundle import Bundle, GraphName, Precision
-from cris_deploy.errors import BackendError
+from cris_deploy.bundle import MANIFEST, Bundle, GraphName, Precision
+from cris_deploy.errors import BackendError, BundleError
 from cris_deploy.plans import Host, PlanRecord, Profile, RuntimeName, ShapeRange
+from tests import tiny_bundle as tiny
 
 RTX, TRT = RuntimeName.TENSORRT_RTX, RuntimeName.TENSORRT
 PLAN = b"not a real plan, but bytes with a hash"
@@ -24,8 +26,8 @@ def bundle(own_bundle: Path) -> Bundle:
     return Bundle.open(own_bundle)
 
 
-def add_plan(bundle: Bundle, **changes: Any) -> PlanRecord:
-    """Write a plan of the full graph with its sidecar."""
+def add_plan(bundle: Bundle, listed: bool = True, **changes: Any) -> PlanRecord:
+    """Write a plan of the full graph with its sidecar, and list it in the manifest."""
     graph = changes.get("graph", GraphName.FULL)
     graph_sha256, weights_sha256 = plans.graph_hashes(bundle, graph)
     record = PlanRecord(
@@ -56,6 +58,8 @@ def add_plan(bundle: Bundle, **changes: Any) -> PlanRecord:
     folder.mkdir(exist_ok=True)
     (folder / record.file).write_bytes(PLAN)
     plans.write_sidecar(folder, record)
+    if listed:
+        plans.list_plans(Bundle.open(bundle.path), [record])
     return record
 
 
@@ -175,11 +179,103 @@ def test_a_changed_plan_is_refused(bundle: Bundle) -> None:
         plans.read_plan(bundle, record)
 
 
+def listed(bundle: Bundle) -> Bundle:
+    """Open it again: what was listed since is in its manifest."""
+    return Bundle.open(bundle.path)
+
+
+def test_a_plan_that_the_manifest_does_not_list_is_code_of_a_stranger(bundle: Bundle) -> None:
+    record = add_plan(bundle, listed=False)
+    bundle = listed(bundle)
+    with pytest.raises(
+        BackendError,
+        match=rf"no plan of full fits .*: {record.file} is not listed in manifest\.json, and a "
+        r"plan is code: build it with cris-export --bundle .* --target sm86, or, if you trust "
+        r"who made it, take it with Engine\(trust_plans=True\) or cris-segment --trust-plans",
+    ):
+        plans.choose_plan(bundle, GraphName.FULL, HOST)
+    assert plans.choose_plan(bundle, GraphName.FULL, HOST, trust_plans=True) == record
+    # A listed plan that fits less well goes before one that is not listed.
+    other = add_plan(bundle, targets=("sm86", "sm89", "sm120"))
+    assert plans.choose_plan(listed(bundle), GraphName.FULL, HOST) == other
+
+
+@pytest.mark.parametrize(
+    "changes", [{"plan_sha256": "0" * 64}, {"plan_bytes": 5}, {"version_compatible": True}]
+)
+def test_a_sidecar_or_plan_that_was_exchanged_is_not_the_listed_one(
+    bundle: Bundle, changes: dict[str, Any]
+) -> None:
+    record = add_plan(bundle)
+    bundle = listed(bundle)
+    assert plans.choose_plan(bundle, GraphName.FULL, HOST) == record
+    plans.write_sidecar(plans.folder(bundle), dataclasses.replace(record, **changes))
+    with pytest.raises(BackendError, match=r"is not the one that manifest\.json lists"):
+        plans.choose_plan(bundle, GraphName.FULL, HOST)
+
+
+def test_trusted_plans_still_have_to_be_whole(bundle: Bundle) -> None:
+    record = add_plan(bundle, listed=False)
+    (plans.folder(bundle) / record.file).write_bytes(PLAN[::-1])
+    with pytest.raises(BackendError, match="its SHA-256 is not its sidecar's"):
+        plans.read_plan(bundle, plans.choose_plan(bundle, GraphName.FULL, HOST, trust_plans=True))
+
+
+def test_listing_keeps_what_else_the_manifest_says(bundle: Bundle) -> None:
+    path = bundle.path / MANIFEST
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps({**document, "of a later version": 1}))
+    first = add_plan(bundle)
+    second = add_plan(bundle, targets=("sm89",))
+    found = json.loads(path.read_text())
+    assert sorted(found.pop("plans")) == [first.file, second.file]
+    document.pop("plans")
+    assert found == {**document, "of a later version": 1}
+    (plans.folder(bundle) / first.file).unlink()
+    (plans.folder(bundle) / (first.file + plans.SIDECAR)).unlink()
+    assert listed(bundle).manifest.plans.keys() == {first.file, second.file}  # valid without it
+    add_plan(bundle, graph=GraphName.TEXT_ENCODER)
+    assert first.file not in listed(bundle).manifest.plans  # gone with the next
+
+
+def test_a_bundle_that_was_replaced_meanwhile_gets_no_listing(bundle: Bundle) -> None:
+    record = add_plan(bundle, listed=False)
+    path = bundle.path / MANIFEST
+    path.write_text(path.read_text().replace("2026-11-22", "2026-11-23"))
+    before = path.read_bytes()
+    with pytest.raises(BundleError, match="was changed while plans were built for it"):
+        plans.list_plans(bundle, [record])
+    assert path.read_bytes() == before
+
+
+def test_a_sidecar_without_end_is_not_read(bundle: Bundle) -> None:
+    record = add_plan(bundle)
+    os.truncate(plans.folder(bundle) / (record.file + plans.SIDECAR), 100 << 30)  # sparse
+    with pytest.raises(BackendError, match="is longer than 1,048,576 bytes"):
+        plans.read_plans(bundle)
+
+
+def test_a_plan_of_another_length_is_not_read(bundle: Bundle) -> None:
+    record = add_plan(bundle)
+    os.truncate(plans.folder(bundle) / record.file, 100 << 30)  # sparse
+    with pytest.raises(BackendError, match="is damaged: 107,374,182,400 bytes instead of 38"):
+        plans.read_plan(bundle, record)
+
+
+def test_a_plan_of_a_bundle_that_was_replaced(bundle: Bundle) -> None:
+    record = add_plan(bundle)
+    tiny.change_weights(bundle.path, "project", lambda value: -value)
+    (plans.folder(bundle) / record.file).unlink()
+    with pytest.raises(BundleError, match=r"changed or replaced meanwhile: make a new Engine"):
+        plans.read_plan(bundle, record)
+
+
 def test_chooses_the_plan_for_runtime_version_and_gpu(bundle: Bundle) -> None:
     wide = add_plan(bundle)
     narrow = add_plan(bundle, targets=("sm86",))
     add_plan(bundle, targets=("sm89",))
     add_trt(bundle)
+    bundle = listed(bundle)
     assert plans.choose_plan(bundle, GraphName.FULL, HOST) == narrow
     on_120 = dataclasses.replace(HOST, compute_capability="sm120", gpu="NVIDIA GeForce RTX 5090")
     assert plans.choose_plan(bundle, GraphName.FULL, on_120) == wide

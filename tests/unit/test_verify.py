@@ -10,7 +10,7 @@ import pytest
 from cris_deploy.backends import BackendName, BackendStatus, Choice, Compute, Device
 from cris_deploy.backends.openvino import CACHE_VARIABLE
 from cris_deploy.bundle import Manifest
-from cris_deploy.check import CheckReport, check
+from cris_deploy.bundle_check import CheckReport, check
 from cris_deploy.errors import BackendError
 from cris_export import verify
 from cris_export.tables import describe_parity

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cris_deploy import image as images
+from cris_deploy.arguments import fraction_or_none, shown
+from cris_deploy.arrays import read_arrays
 from cris_deploy.backends import AUTO, Choice, Device, Graph, load_graphs
 from cris_deploy.bundle import Bundle
 from cris_deploy.deviation import Deviation, finite
@@ -129,14 +130,13 @@ def check(
         BundleError: the bundle is damaged, or has no samples.
         BackendError: the backend cannot be had here, or failed.
     """
-    if min_iou is not None and not 0.0 <= min_iou <= 1.0:
-        raise InputError(f"min_iou is {min_iou}: give 0 to 1")
+    if not callable(step):
+        raise InputError(f"step is {shown(step)}: give a function that takes a line of text")
+    min_iou = fraction_or_none("min_iou", min_iou, "the budget it was exported with")
     opened = Bundle.open(bundle, verify)
     references = _read_references(opened)
     unproved = []
-    with Engine(
-        bundle, backend=backend, device=device, precision=precision, cache=False, verify=False
-    ) as engine:
+    with Engine(opened, backend=backend, device=device, precision=precision, cache=False) as engine:
         choice = engine.info.choice
         step(f"running {len(references)} samples with {choice.backend} on {choice.device}")
         samples = _by_stages(engine, references)
@@ -223,20 +223,15 @@ def _read_references(bundle: Bundle) -> list[_Reference]:
 def _read_features(bundle: Bundle, name: str, specs: Iterable[TensorSpec]) -> _Tensors:
     """Read a stage's outputs for one image or expression: first axis 1, no types of the graph."""
     try:
-        with np.load(bundle.path / name, allow_pickle=False) as arrays:
-            features = {spec.name: np.asarray(arrays[spec.name]) for spec in specs}
-    except (OSError, ValueError, TypeError, EOFError, KeyError, BadZipFile) as error:
+        shapes = {
+            spec.name: (1, *(size for size in spec.shape[1:] if isinstance(size, int)))
+            for spec in specs
+        }
+        return read_arrays(bundle.path / name, shapes)
+    except (OSError, ValueError) as error:
         raise BundleError(
             f"bundle {bundle.path}: {name} cannot be read ({error}): export it again"
         ) from None
-    for spec in specs:
-        shape, expected = features[spec.name].shape, (1, *spec.shape[1:])
-        if shape != expected:
-            raise BundleError(
-                f"bundle {bundle.path}: {spec.name} in {name} has shape {shape}, expected "
-                f"{expected}: export it again"
-            )
-    return features
 
 
 def _by_stages(engine: Engine, references: Sequence[_Reference]) -> list[SampleCheck]:
