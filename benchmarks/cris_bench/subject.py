@@ -191,7 +191,7 @@ def _export(
             output=folder / f"{precision}.bundle",
             precision=precision,
             calibration=PACKAGED if precision is Precision.INT8 else None,
-            min_iou=0.0,
+            gate=False,
             engines=engines,
         ),
         lambda line: step(f"{precision}: {line}"),

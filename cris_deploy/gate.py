@@ -1,0 +1,269 @@
+"""What a bundle's own test asks for, and the sentence that says what was missed.
+
+Masks alone prove little: two empty ones agree, and a mask hides how far its logits are from the
+threshold. So there must be masks to compare, and the logits are held to a budget, too.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from cris_deploy.backends import Compute
+from cris_deploy.errors import InputError
+from cris_deploy.fingerprints import ChangedWeight
+from cris_deploy.manifest import (
+    DEFAULT_MIN_IOU,
+    Manifest,
+    Precision,
+    Route,
+    RouteParity,
+    StageParity,
+)
+
+# By what a bundle stores and what it is computed in. On models trained and random the worst samples
+# were PLACEHOLDER
+_LOGIT_BUDGETS: Final[Mapping[Precision, Mapping[Compute, float]]] = {
+    Precision.FP32: {Compute.FP32: 1e-4, Compute.BF16: 0.2},
+    Precision.FP16: {Compute.FP16: 0.03, Compute.FP32: 0.03, Compute.BF16: 0.2},
+    Precision.INT8: {Compute.INT8: 0.5, Compute.INT8_BF16: 0.5},
+}
+_WAYS: Final = {Route.STAGES: "stages", Route.FULL: "full graph"}
+
+
+class Bound(StrEnum):
+    """What a bundle can miss, in the order in which it is said: each may hide those below it."""
+
+    FINITE = "finite"
+    VISIBLE = "visible"
+    MASK_IOU = "mask-iou"
+    LOGIT_ERROR = "logit-error"
+    WEIGHTS = "weights"
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Least mean mask IoU, and largest relative error of any sample's logits."""
+
+    min_iou: float
+    logit_error: float
+
+
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """The first bound that was missed, and the sentence that says by what."""
+
+    bound: Bound
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class SampleCheck:
+    """One sample by one route.
+
+    `iou` of the two masks at image size, 0 to 1; `logit_error` the largest absolute difference of
+    the logits and `relative_error` the root mean square of it over their standard deviation in
+    FP32 PyTorch, None if they hold NaN or infinity; `area` what FP32 PyTorch's mask covers of the
+    image, 0 to 1.
+    """
+
+    route: Route
+    image: str
+    expression: str
+    iou: float
+    logit_error: float | None
+    relative_error: float | None
+    area: float
+
+    @property
+    def visible(self) -> bool:
+        """True if FP32 PyTorch's mask is neither empty nor full."""
+        return 0.0 < self.area < 1.0
+
+    @property
+    def counted(self) -> bool:
+        """False if both masks are empty or both full: such samples would pad the mean IoU."""
+        return self.visible or self.iou < 1.0
+
+
+def logit_budgets(precision: Precision, asked: float | None = None) -> dict[Compute, float]:
+    """Give the largest relative error of logits for all that such a bundle is computed in.
+
+    `asked` takes the place of the defaults.
+    """
+    return {
+        compute: default if asked is None else asked
+        for compute, default in _LOGIT_BUDGETS[precision].items()
+    }
+
+
+def check_logit_budget(asked: float | None) -> None:
+    """Raise InputError unless a budget that was asked for is a usable number."""
+    if asked is not None and not 0.0 <= asked < math.inf:
+        raise InputError(f"max_logit_error is {asked}: give 0 or more")
+
+
+def budget_of(
+    manifest: Manifest, compute: Compute, min_iou: float | None, max_logit_error: float | None
+) -> Budget:
+    """Give what a bundle is held to: what is asked, else its own, else the default."""
+    if min_iou is None:
+        min_iou = DEFAULT_MIN_IOU if manifest.parity is None else manifest.parity.min_iou
+    if max_logit_error is None and manifest.parity is not None:
+        max_logit_error = manifest.parity.logit_budgets.get(compute)
+    if max_logit_error is None:
+        defaults = logit_budgets(manifest.precision)
+        max_logit_error = defaults.get(compute, max(defaults.values()))
+    return Budget(min_iou, max_logit_error)
+
+
+def visible_share(samples: Sequence[SampleCheck]) -> float:
+    """Give the share of samples whose mask in FP32 PyTorch is neither empty nor full."""
+    return sum(sample.visible for sample in samples) / len(samples)
+
+
+def route_parities(samples: Sequence[SampleCheck]) -> tuple[RouteParity, ...]:
+    """Sum the samples up, route by route."""
+    routes = []
+    for route in Route:
+        mine = [sample for sample in samples if sample.route is route]
+        if not mine:
+            continue
+        ious = [sample.iou for sample in mine if sample.counted] or [1.0]
+        relative = [sample.relative_error for sample in mine]
+        finite = [error for error in relative if error is not None]
+        routes.append(
+            RouteParity(
+                route,
+                sum(ious) / len(ious),
+                min(ious),
+                max((sample.logit_error for sample in mine), key=_size),
+                max(relative, key=_size),
+                sum(finite) / len(finite) if len(finite) == len(mine) else None,
+            )
+        )
+    return tuple(routes)
+
+
+def worst_stage(stages: Sequence[StageParity]) -> StageParity | None:
+    """Give the stage to blame: the first that gives NaN, or the one that moves the logits most."""
+    for stage in stages:
+        if stage.relative_error is None:
+            return stage
+    return max(stages, key=lambda stage: _size(stage.logit_error), default=None)
+
+
+def judge(
+    samples: Sequence[SampleCheck],
+    routes: Sequence[RouteParity],
+    stages: Sequence[StageParity],
+    budget: Budget,
+    changed: Sequence[ChangedWeight] = (),
+) -> Miss | None:
+    """Hold what came out to a budget; None if nothing was missed.
+
+    Weights that changed since the export are a fault by themselves, and the reason of another one.
+    """
+    miss = (
+        _not_finite(samples, routes, stages)
+        or _nothing_visible(samples)
+        or _masks(samples, routes, stages, budget.min_iou)
+        or _logits(samples, routes, stages, budget.logit_error)
+    )
+    if not changed:
+        return miss
+    more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+    weights = f"the weights of {changed[0]}{more} are not those that were exported"
+    if miss is None:
+        return Miss(Bound.WEIGHTS, f"{weights}: copy or export the bundle again")
+    return Miss(miss.bound, f"{miss.text}; {weights}")
+
+
+def _not_finite(
+    samples: Sequence[SampleCheck], routes: Sequence[RouteParity], stages: Sequence[StageParity]
+) -> Miss | None:
+    """NaN comes first: a NaN logit counts as outside of the mask, so an empty mask may hide it."""
+    culprit = worst_stage(stages)
+    broken = culprit is not None and culprit.relative_error is None
+    for route in routes:
+        if route.max_logit_error is None:
+            mine = [sample for sample in samples if sample.route is route.route]
+            bad = sum(sample.logit_error is None for sample in mine)
+            where = f"; they begin in {culprit.stage}" if culprit is not None and broken else ""
+            return Miss(
+                Bound.FINITE,
+                f"the logits of {bad} of {len(mine)} samples hold NaN or infinity, by the "
+                f"{_WAYS[route.route]}{where}",
+            )
+    if culprit is not None and broken:
+        return Miss(Bound.FINITE, f"the outputs of {culprit.stage} hold NaN or infinity")
+    return None
+
+
+def _nothing_visible(samples: Sequence[SampleCheck]) -> Miss | None:
+    mine = [sample for sample in samples if sample.route is samples[0].route]
+    if any(sample.visible for sample in mine):
+        return None
+    empty = sum(sample.area == 0.0 for sample in mine)
+    return Miss(
+        Bound.VISIBLE,
+        f"nothing can be seen on the samples: of FP32 PyTorch's own {len(mine)} masks {empty} are "
+        f"empty and {len(mine) - empty} full, so they prove nothing: export with --samples FILE "
+        "that names pictures and expressions like the model's own",
+    )
+
+
+def _masks(
+    samples: Sequence[SampleCheck],
+    routes: Sequence[RouteParity],
+    stages: Sequence[StageParity],
+    least: float,
+) -> Miss | None:
+    below = [route for route in routes if route.mean_iou < least]
+    if not below:
+        return None
+    lowest = min(below, key=lambda route: route.mean_iou)
+    worst = min((s for s in samples if s.route is lowest.route), key=lambda s: s.iou)
+    return Miss(
+        Bound.MASK_IOU,
+        f"mean mask IoU {lowest.mean_iou:.4f} by the {_WAYS[lowest.route]} is below the budget "
+        f"of {least:g}; worst {worst.iou:.4f} on {worst.image}, {worst.expression!r}"
+        + _blame(below, stages),
+    )
+
+
+def _logits(
+    samples: Sequence[SampleCheck],
+    routes: Sequence[RouteParity],
+    stages: Sequence[StageParity],
+    most: float,
+) -> Miss | None:
+    above = [route for route in routes if _size(route.worst_relative_error) > most]
+    if not above:
+        return None
+    highest = max(above, key=lambda route: _size(route.worst_relative_error))
+    mine = [sample for sample in samples if sample.route is highest.route]
+    worst = max(mine, key=lambda s: _size(s.relative_error))
+    return Miss(
+        Bound.LOGIT_ERROR,
+        f"logit error {_size(worst.relative_error):.2g} by the {_WAYS[highest.route]} (root mean "
+        f"square, relative to the deviation of FP32 PyTorch's logits) is above the budget of "
+        f"{most:g}, on {worst.image}, {worst.expression!r}{_blame(above, stages)}",
+    )
+
+
+def _blame(missed: Sequence[RouteParity], stages: Sequence[StageParity]) -> str:
+    if Route.STAGES not in [route.route for route in missed]:
+        return "; the stages meet it, so the fault is in how they are joined"
+    culprit = worst_stage(stages)
+    if culprit is None:
+        return ""
+    moved = culprit.logit_error
+    share = "" if moved is None else f", which alone moves the logits by {moved:.2%}"
+    return f"; worst stage {culprit.stage}{share}"
+
+
+def _size(error: float | None) -> float:
+    """Order errors, with None, which stands for NaN and infinity, above all numbers."""
+    return math.inf if error is None else error
