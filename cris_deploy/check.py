@@ -160,7 +160,7 @@ def check(
     budget = budget_of(opened.manifest, choice.compute, min_iou, max_logit_error)
     routes = route_parities(samples)
     miss = judge(samples, routes, stages, budget)
-    changed = _changed_weights(opened) if verify or miss is not None else ()
+    changed = _changed_weights(opened, routes) if verify or miss is not None else ()
     if changed:
         miss = judge(samples, routes, stages, budget, changed)
     return CheckReport(
@@ -180,9 +180,16 @@ def check(
     )
 
 
-def _changed_weights(bundle: Bundle) -> tuple[ChangedWeight, ...]:
+def _changed_weights(bundle: Bundle, routes: Sequence[RouteParity]) -> tuple[ChangedWeight, ...]:
+    """Look at the weights of the graphs that ran."""
+    whole = any(route.route is Route.FULL for route in routes)
     files = {name: graph.file for name, graph in bundle.manifest.graphs.items()}
-    return changed_weights(bundle.path, files, bundle.manifest.weights)
+    recorded = {
+        name: weights
+        for name, weights in bundle.manifest.weights.items()
+        if whole or name is not GraphName.FULL
+    }
+    return changed_weights(bundle.path, files, recorded)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -15,8 +15,12 @@ from typing import Final, TypeAlias
 from cris_deploy.errors import BundleError
 from cris_deploy.manifest import GraphName
 
-STAGES: Final = (GraphName.IMAGE_ENCODER, GraphName.TEXT_ENCODER, GraphName.MASK_DECODER)
-
+_ORDER: Final = (
+    GraphName.IMAGE_ENCODER,
+    GraphName.TEXT_ENCODER,
+    GraphName.MASK_DECODER,
+    GraphName.FULL,
+)
 _Fingerprints: TypeAlias = Mapping[GraphName, Mapping[str, str]]
 
 # onnx.proto: ModelProto.graph; GraphProto.node, .initializer; NodeProto.input, .name, .op_type
@@ -38,7 +42,7 @@ class ChangedWeight:
 
 
 def fingerprint(folder: Path, files: Mapping[GraphName, str]) -> dict[GraphName, dict[str, str]]:
-    """Give stage -> name of a weight -> SHA-256 of its bytes.
+    """Give graph -> name of a weight -> SHA-256 of its bytes.
 
     Args:
         folder: The bundle's.
@@ -49,39 +53,34 @@ def fingerprint(folder: Path, files: Mapping[GraphName, str]) -> dict[GraphName,
     """
     with _Hasher(folder) as hasher:
         return {
-            stage: {name: hasher.digest(tensor) for name, tensor in graph.tensors.items()}
-            for stage in STAGES
-            for graph in [_read(folder / files[stage])]
+            graph: {name: hasher.digest(tensor) for name, tensor in read.tensors.items()}
+            for graph, file in files.items()
+            for read in [_read(folder / file)]
         }
 
 
 def changed_weights(
     folder: Path, files: Mapping[GraphName, str], recorded: _Fingerprints
 ) -> tuple[ChangedWeight, ...]:
-    """Compare the weights with what was recorded at export, by stages and then the full graph.
+    """Compare the weights with what was recorded at export, the stages first.
 
-    The full graph has the stages' weights under their names with the stage in front; what differs
-    in a stage is not said again of it. Nothing is compared where nothing was recorded.
+    The full graph shares the stages' weights: what differs in a stage is not said again of it.
+    Nothing is compared where nothing was recorded.
 
     Raises:
         BundleError: as `fingerprint`.
     """
-    if not recorded:
-        return ()
     changed: list[ChangedWeight] = []
-    named: set[str] = set()
-    expected = {stage: dict(recorded.get(stage, {})) for stage in STAGES}
-    whole = {f"{stage}/{name}": sha for stage in STAGES for name, sha in expected[stage].items()}
+    said: set[str] = set()
     with _Hasher(folder) as hasher:
-        for name in (*STAGES, GraphName.FULL):
-            graph = _read(folder / files[name])
-            record = expected.get(name, whole)
+        for name in sorted(recorded, key=_ORDER.index):
+            record, graph = recorded[name], _read(folder / files[name])
             found = {tensor: hasher.digest(value) for tensor, value in graph.tensors.items()}
             for tensor in (*found, *(record.keys() - found.keys())):
-                if found.get(tensor) == record.get(tensor) or tensor in named:
-                    continue
-                named.add(f"{name}/{tensor}")
-                changed.append(ChangedWeight(name, tensor, graph.readers.get(tensor, "")))
+                digest = found.get(tensor, "")
+                if digest != record.get(tensor) and not (name is GraphName.FULL and digest in said):
+                    changed.append(ChangedWeight(name, tensor, graph.readers.get(tensor, "")))
+                    said.add(digest)
     return tuple(changed)
 
 
