@@ -32,6 +32,7 @@ from cris_deploy.gate import (
     SampleCheck,
     budget_of,
     check_logit_budget,
+    is_visible,
     judge,
     route_parities,
     visible_share,
@@ -200,6 +201,7 @@ class _Reference:
     path: Path
     logits: NDArray[np.float32]
     mask: Mask
+    visible: bool
     scene: _Tensors | None
     text: _Tensors | None
 
@@ -216,6 +218,7 @@ class _Reference:
             finite(error.largest),
             finite(error.relative),
             float(self.mask.mean()),
+            self.visible,
         )
 
 
@@ -236,7 +239,8 @@ def _read_references(bundle: Bundle) -> list[_Reference]:
         scene = None if sample.scene is None else scenes[sample.scene]
         text = None if sample.text is None else _read_features(bundle, sample.text, text_specs)
         path = bundle.sample_image(sample)
-        references.append(_Reference(sample, path, logits, mask, scene, text))
+        visible = is_visible(logits, mask, model.input_size, model.threshold)
+        references.append(_Reference(sample, path, logits, mask, visible, scene, text))
     return references
 
 

@@ -19,8 +19,9 @@ from cris_deploy import bundle as bundles
 from cris_deploy.bundle import BundleWriter, GraphName, Precision
 from cris_deploy.errors import InputError, ParityError
 from cris_deploy.fingerprints import fingerprint
-from cris_deploy.gate import Bound, check_logit_budget
+from cris_deploy.gate import Bound, check_logit_budget, is_visible, nothing_to_see
 from cris_deploy.manifest import DEFAULT_MIN_IOU, TypeShare
+from cris_deploy.mask import mask_from_logits
 from cris_deploy.plans import PlanRecord
 from cris_deploy.text import Tokenizer
 from cris_deploy.versions import version_of
@@ -166,9 +167,13 @@ def export(options: ExportOptions, step: Callable[[str], None] = lambda _: None)
     with BundleWriter(options.bundle) as writer:
         folder = writer.directory
         write_tokenizer(folder / bundles.TOKENIZER)
+        tokenizer = Tokenizer.from_file(folder / bundles.TOKENIZER, model.config.word_len)
+        step(f"asking FP32 PyTorch about {len(sources)} samples")
+        answers = samples.answer_samples(model, sources, tokenizer)
+        if options.gate:
+            _require_visible(answers, model.config.input_size)
         step(f"tracing {checkpoint.config.architecture} to ONNX, opset {options.opset}")
         traced = trace.trace_stages(build_stages(model), model.config, options.opset)
-        tokenizer = Tokenizer.from_file(folder / bundles.TOKENIZER, model.config.word_len)
         islands: dict[str, Islands] = {}
         kept: dict[str, dict[str, str]] = {}
         reference = None
@@ -185,8 +190,6 @@ def export(options: ExportOptions, step: Callable[[str], None] = lambda _: None)
             )
             kept = to_int8(traced, reference, step)
         protos, types = _type_and_write(traced, islands, kept, folder)
-        step(f"asking FP32 PyTorch about {len(sources)} samples")
-        answers = samples.answer_samples(model, sources, tokenizer)
         manifest = bundles.Manifest(
             model=_facts(checkpoint, model),
             precision=options.precision,
@@ -218,6 +221,18 @@ def export(options: ExportOptions, step: Callable[[str], None] = lambda _: None)
     sizes = {name: record.bytes for name, record in manifest.files.items()}
     warnings = tuple(planner.warnings)
     return ExportReport(options.bundle, checkpoint, parity, types, sizes, plans, warnings)
+
+
+def _require_visible(answers: Sequence[Answer], size: int) -> None:
+    """Refuse at once what the gate would refuse after minutes: there is nothing to compare."""
+    empty = 0
+    for answer in answers:
+        mask = mask_from_logits(answer.logits, answer.height, answer.width, size, THRESHOLD)
+        if is_visible(answer.logits, mask, size, THRESHOLD):
+            return
+        empty += not mask.any()
+    said = nothing_to_see(empty, len(answers) - empty)
+    raise ParityError(f"parity gate: {said}; no bundle was written")
 
 
 def _read_calibration(path: Path | None) -> list[SampleSource]:
@@ -340,8 +355,6 @@ def _failure(
         for report in parity.failures
     )
     missed = parity.missed
-    if missed == {Bound.VISIBLE}:  # the fault of no graph; the same for every backend
-        return f"parity gate: {parity.failures[0].problem}; no bundle was written"
     remedy = _REMEDIES[options.precision]
     if Bound.FINITE not in missed:
         remedy += "".join(_BUDGET_REMEDIES[bound] for bound in _BUDGET_REMEDIES if bound in missed)

@@ -19,12 +19,14 @@ from cris_deploy.fingerprints import fingerprint
 from cris_deploy.gate import (
     Bound,
     SampleCheck,
+    is_visible,
     logit_budgets,
     route_parities,
     visible_share,
     worst_stage,
 )
 from cris_deploy.manifest import GraphName, Precision, Route, StageParity
+from cris_deploy.mask import mask_from_logits
 from cris_export import cli
 from tests import tiny_bundle as tiny
 
@@ -272,11 +274,33 @@ def test_a_gate_with_nothing_to_see_fails(own_bundle, offset):
     assert "--samples FILE" in report.problem
 
 
+@pytest.mark.parametrize("size", [(400, 400), (90, 700), (700, 90), (17, 31)])
+@pytest.mark.parametrize("level", [-0.7, -0.6, 0.0, 50.0])
+def test_a_constant_map_shows_nothing(size, level):
+    """Not even at the border, where filters fade out and ring; -0.62 is the threshold."""
+
+    def visible() -> bool:
+        return is_visible(logits, mask_from_logits(logits, *size, 64, 0.35), 64, 0.35)
+
+    logits = np.full((16, 16), level, np.float32)
+    if size == (400, 400):
+        share = mask_from_logits(logits, *size, 64, 0.35).mean()
+        assert 0.0 < share < 1.0 or level == 50.0  # of what is empty, and of what is full
+    assert not visible()
+    logits[6:10, 6:10] = 3.0 if level < -0.62 else -3.0  # amid the picture
+    assert visible()
+    logits[:] = level
+    height, width = size
+    beside = np.s_[:5] if height < width else np.s_[:, :5]
+    logits[beside] = 3.0 if level < -0.62 else -3.0  # in the padding, or at the picture's edge
+    assert visible() == (size not in {(90, 700), (700, 90)})
+
+
 def test_masks_that_are_both_empty_do_not_raise_the_mean(own_bundle):
     """And a mask where none should be lowers it, though PyTorch's cannot be seen."""
 
     def sample(iou: float, area: float) -> SampleCheck:
-        return SampleCheck(Route.STAGES, "a.png", "a", iou, 0.0, 0.0, area)
+        return SampleCheck(Route.STAGES, "a.png", "a", iou, 0.0, 0.0, area, 0.0 < area < 1.0)
 
     (route,) = route_parities([sample(0.8, 0.3), sample(1.0, 0.0), sample(1.0, 1.0)])
     assert (route.mean_iou, route.worst_iou) == (0.8, 0.8)
