@@ -120,7 +120,8 @@ def check(
         min_iou: Least mean mask IoU, 0 to 1; None for the budget the bundle was exported with.
         max_logit_error: Largest error of a sample's logits (root mean square), relative to the
             standard deviation that they have in FP32 PyTorch; None for the budget that the bundle
-            was exported with in the arithmetic that runs, or this version's.
+            was exported with in the arithmetic that runs, or this version's. In float32 each
+            stage's outputs are held to it as well, relative to their size.
         verify: Off skips the files' hashes, and those of single weights unless something is wrong.
         step: Called with a short line before the samples are run, for progress.
 

@@ -140,7 +140,8 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         metavar="X",
         help="largest error of a sample's logits, root mean square over their deviation in FP32 "
-        "PyTorch (default: by precision and arithmetic, docs/decisions/0004)",
+        "PyTorch; in fp32 also of each stage's outputs "
+        "(default: by precision and arithmetic, docs/decisions/0004)",
     )
     parser.add_argument(
         "--opset", type=int, default=20, metavar="N", help="ONNX operator set (default: 20)"

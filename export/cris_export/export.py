@@ -61,6 +61,7 @@ _REMEDIES = {
 _BUDGET_REMEDIES = {
     Bound.MASK_IOU: ", or lower --min-iou",
     Bound.LOGIT_ERROR: ", or raise --max-logit-error",
+    Bound.STAGE_ERROR: ", or raise --max-logit-error",
 }
 
 
@@ -216,7 +217,10 @@ def export(options: ExportOptions, step: Callable[[str], None] = lambda _: None)
         )
         if options.gate and not parity.passed:
             raise ParityError(_failure(parity, options, reference, folder))
-        manifest = writer.write_manifest(dataclasses.replace(manifest, parity=parity.record()))
+        record = dataclasses.replace(
+            parity.record(), unproved=(*planner.warnings, *parity.unproved)
+        )
+        manifest = writer.write_manifest(dataclasses.replace(manifest, parity=record))
         writer.commit()
     sizes = {name: record.bytes for name, record in manifest.files.items()}
     warnings = tuple(planner.warnings)

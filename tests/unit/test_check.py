@@ -11,14 +11,16 @@ import onnx
 import pytest
 
 from cris_deploy.backends import BackendName, Compute, Device
-from cris_deploy.bundle import MANIFEST
+from cris_deploy.bundle import MANIFEST, Bundle
 from cris_deploy.check import CheckReport, check
 from cris_deploy.deviation import Deviation, finite
 from cris_deploy.errors import BackendError, BundleError, InputError
 from cris_deploy.fingerprints import fingerprint
 from cris_deploy.gate import (
     Bound,
+    Budget,
     SampleCheck,
+    budget_of,
     is_visible,
     logit_budgets,
     route_parities,
@@ -226,12 +228,46 @@ def test_logits_are_held_to_a_budget_in_the_worst_sample(own_bundle):
     assert "worst stage image_encoder" in report.problem
     assert min(route.mean_iou for route in report.routes) > 0.999  # no mask shows it
     measured = max(route.worst_relative_error for route in report.routes)
+    assert max(stage.relative_error for stage in report.stages) < measured
     assert max(sample.relative_error for sample in report.samples) == measured
     assert all(route.mean_relative_error < route.worst_relative_error for route in report.routes)
     assert run_check(own_bundle, max_logit_error=measured).passed
     above = run_check(own_bundle, max_logit_error=float(np.nextafter(measured, 0)))
     assert above.missed is Bound.LOGIT_ERROR
     assert "above the budget" in above.problem
+
+
+def test_outputs_of_stages_are_held_to_a_budget_in_float32(own_bundle):
+    """A feature that no logit needs: the decoder reads it where another should be."""
+    for name in ("mask_decoder.onnx", "full.onnx"):
+        graph = onnx.load(own_bundle / name, load_external_data=False)
+        (join,) = [node for node in graph.graph.node if node.op_type == "Concat"]
+        join.input[:] = ["f3", "f4", "f4", "f4"]
+        onnx.save(graph, own_bundle / name)
+    tiny.write_answers(own_bundle)
+    tiny.change_weights(own_bundle, "mix5", lambda w: 1.001 * w)
+    report = run_check(own_bundle)
+    assert report.missed is Bound.STAGE_ERROR
+    assert max(route.worst_relative_error for route in report.routes) < 1e-5
+    assert "the outputs of image_encoder are off by 0.001" in report.problem
+    assert "worst stage image_encoder" in report.problem
+    (measured,) = [
+        stage.relative_error for stage in report.stages if stage.stage is GraphName.IMAGE_ENCODER
+    ]
+    assert run_check(own_bundle, max_logit_error=measured).passed
+    above = run_check(own_bundle, max_logit_error=float(np.nextafter(measured, 0)))
+    assert above.missed is Bound.STAGE_ERROR
+
+
+def test_what_rounds_has_no_budget_for_stages(tiny_bundle):
+    manifest = Bundle.open(tiny_bundle).manifest
+    assert budget_of(manifest, Compute.FP32, None, 0.5) == Budget(0.99, 0.5, 0.5)
+    assert budget_of(manifest, Compute.BF16, None, 0.5) == Budget(0.99, 0.5, None)
+    half = dataclasses.replace(manifest, precision=Precision.FP16)
+    assert budget_of(half, Compute.FP32, 0.5, None) == Budget(0.5, 0.06, None)
+    int8 = dataclasses.replace(manifest, precision=Precision.INT8, parity=None)
+    for compute in (Compute.INT8, Compute.INT8_BF16, Compute.FP16):  # the last in no table
+        assert budget_of(int8, compute, 0.5, None) == Budget(0.5, 0.5, None)
 
 
 def test_relative_error_is_over_the_deviation_of_the_logits(own_bundle):
