@@ -1,13 +1,15 @@
 """A bundle's own test: its samples, run by what will serve, against FP32 PyTorch's answers.
 
-The answers lie in the bundle, so this needs neither PyTorch nor the checkpoint. Three questions:
+The answers lie in the bundle, so this needs neither PyTorch nor the checkpoint. Four questions:
 
-    end to end   does an engine with this backend give the masks, and does the full graph?
+    end to end   does an engine with this backend give masks and logits, and does the full graph?
     by stage     given PyTorch's own features, does each stage give PyTorch's outputs?
     whose fault  how far do the logits move if one stage's outputs replace PyTorch's?
+    which layer  are the weights those that were exported?
+
+How good is good enough lies in `gate.py`.
 """
 
-import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -25,8 +27,18 @@ from cris_deploy.bundle import Bundle
 from cris_deploy.deviation import Deviation, finite
 from cris_deploy.engine import Engine
 from cris_deploy.errors import BackendError, BundleError, InputError
+from cris_deploy.fingerprints import ChangedWeight, changed_weights
+from cris_deploy.gate import (
+    Bound,
+    SampleCheck,
+    budget_of,
+    check_logit_budget,
+    is_visible,
+    judge,
+    route_parities,
+    visible_share,
+)
 from cris_deploy.manifest import (
-    DEFAULT_MIN_IOU,
     GraphName,
     Precision,
     Proof,
@@ -42,53 +54,36 @@ from cris_deploy.text import Tokenizer, TruncationWarning
 _Tensors: TypeAlias = dict[str, NDArray[Any]]
 
 _ENCODERS: Final = (GraphName.IMAGE_ENCODER, GraphName.TEXT_ENCODER)
-_WAYS: Final = {Route.STAGES: "stages", Route.FULL: "full graph"}
-
-
-@dataclass(frozen=True, slots=True)
-class SampleCheck:
-    """One sample by one route.
-
-    `iou` of the two masks at image size, 0 to 1; `logit_error` the largest absolute difference of
-    the logits, None if they hold NaN or infinity.
-    """
-
-    route: Route
-    image: str
-    expression: str
-    iou: float
-    logit_error: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
     """What one backend made of a bundle's samples.
 
-    `unproved` says what could not be run, and why; `problem` why the check failed, or is None.
-    `choice.reason` says why this backend was taken.
+    `logit_budget` is that of `relative_error` in each sample, `visible_share` the share of
+    samples whose mask in FP32 PyTorch is neither empty nor full. `unproved` says what could not be
+    run, and why; `missed` which bound was missed, if any, and `problem` by what. `changed` are the
+    weights that are not what was exported. `choice.reason` says why this backend was taken.
     """
 
     bundle: Path
     precision: Precision
     choice: Choice
     min_iou: float
+    logit_budget: float
+    visible_share: float
     samples: tuple[SampleCheck, ...]
     routes: tuple[RouteParity, ...]
     stages: tuple[StageParity, ...]
     unproved: tuple[str, ...]
+    changed: tuple[ChangedWeight, ...]
+    missed: Bound | None
     problem: str | None
 
     @property
     def passed(self) -> bool:
         """True if nothing failed."""
         return self.problem is None
-
-    @property
-    def finite(self) -> bool:
-        """True if no NaN or infinity came out."""
-        return all(route.max_logit_error is not None for route in self.routes) and all(
-            stage.relative_error is not None for stage in self.stages
-        )
 
     def proof(self, required: bool) -> Proof:
         """Give the manifest's record of this report."""
@@ -101,6 +96,7 @@ class CheckReport:
             routes=self.routes,
             stages=self.stages,
             problem=self.problem,
+            logit_budget=self.logit_budget,
         )
 
 
@@ -111,6 +107,7 @@ def check(
     device: str = AUTO,
     precision: str = AUTO,
     min_iou: float | None = None,
+    max_logit_error: float | None = None,
     verify: bool = True,
     step: Callable[[str], None] = lambda _: None,
 ) -> CheckReport:
@@ -122,7 +119,11 @@ def check(
         device: As `Engine` takes it.
         precision: As `Engine` takes it.
         min_iou: Least mean mask IoU, 0 to 1; None for the budget the bundle was exported with.
-        verify: Off skips the files' hashes.
+        max_logit_error: Largest error of a sample's logits (root mean square), relative to the
+            standard deviation that they have in FP32 PyTorch; None for the budget that the bundle
+            was exported with in the arithmetic that runs, or this version's. In float32 each
+            stage's outputs are held to it as well, relative to their size.
+        verify: Off skips the files' hashes, and those of single weights unless something is wrong.
         step: Called with a short line before the samples are run, for progress.
 
     Raises:
@@ -133,6 +134,7 @@ def check(
     if not callable(step):
         raise InputError(f"step is {shown(step)}: give a function that takes a line of text")
     min_iou = fraction_or_none("min_iou", min_iou, "the budget it was exported with")
+    check_logit_budget(max_logit_error)
     opened = Bundle.open(bundle, verify)
     references = _read_references(opened)
     unproved = []
@@ -157,29 +159,39 @@ def check(
         # captures every batch size anew.
         batch = 2 if choice.device is Device.CPU else 1
         samples += _by_full_graph(opened, graphs[GraphName.FULL], references, batch)
-    if min_iou is None:
-        parity = opened.manifest.parity
-        min_iou = parity.min_iou if parity is not None else DEFAULT_MIN_IOU
-    routes = _routes(samples)
+    budget = budget_of(opened.manifest, choice.compute, min_iou, max_logit_error)
+    routes = route_parities(samples)
+    miss = judge(samples, routes, stages, budget)
+    changed = _changed_weights(opened, routes) if verify or miss is not None else ()
+    if changed:
+        miss = judge(samples, routes, stages, budget, changed)
     return CheckReport(
         bundle=opened.path,
         precision=opened.manifest.precision,
         choice=choice,
-        min_iou=min_iou,
+        min_iou=budget.min_iou,
+        logit_budget=budget.logit_error,
+        visible_share=visible_share(samples),
         samples=tuple(samples),
         routes=routes,
         stages=stages,
         unproved=tuple(unproved),
-        problem=_problem(samples, routes, stages, min_iou),
+        changed=changed,
+        missed=None if miss is None else miss.bound,
+        problem=None if miss is None else miss.text,
     )
 
 
-def worst_stage(stages: Sequence[StageParity]) -> StageParity | None:
-    """Give the stage to blame: the first that gives NaN, or the one that moves the logits most."""
-    for stage in stages:
-        if stage.relative_error is None:
-            return stage
-    return max(stages, key=lambda stage: _size(stage.logit_error), default=None)
+def _changed_weights(bundle: Bundle, routes: Sequence[RouteParity]) -> tuple[ChangedWeight, ...]:
+    """Look at the weights of the graphs that ran."""
+    whole = any(route.route is Route.FULL for route in routes)
+    files = {name: graph.file for name, graph in bundle.manifest.graphs.items()}
+    recorded = {
+        name: weights
+        for name, weights in bundle.manifest.weights.items()
+        if whole or name is not GraphName.FULL
+    }
+    return changed_weights(bundle.path, files, recorded)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -190,13 +202,25 @@ class _Reference:
     path: Path
     logits: NDArray[np.float32]
     mask: Mask
+    visible: bool
     scene: _Tensors | None
     text: _Tensors | None
 
     def compare(self, route: Route, mask: Mask, logits: NDArray[np.float32]) -> SampleCheck:
-        error = Deviation.of(logits, self.logits).largest
-        iou = overlap(mask, self.mask).iou
-        return SampleCheck(route, self.path.name, self.sample.expression, iou, finite(error))
+        # Over their deviation, not their size: where all logits are about -5, an error of one in
+        # five is no small one.
+        spread = self.logits - self.logits.mean(dtype=np.float64)
+        error = Deviation.of(logits, self.logits, scale=spread)
+        return SampleCheck(
+            route,
+            self.path.name,
+            self.sample.expression,
+            overlap(mask, self.mask).iou,
+            finite(error.largest),
+            finite(error.relative),
+            float(self.mask.mean()),
+            self.visible,
+        )
 
 
 def _read_references(bundle: Bundle) -> list[_Reference]:
@@ -216,7 +240,8 @@ def _read_references(bundle: Bundle) -> list[_Reference]:
         scene = None if sample.scene is None else scenes[sample.scene]
         text = None if sample.text is None else _read_features(bundle, sample.text, text_specs)
         path = bundle.sample_image(sample)
-        references.append(_Reference(sample, path, logits, mask, scene, text))
+        visible = is_visible(logits, mask, model.input_size, model.threshold)
+        references.append(_Reference(sample, path, logits, mask, visible, scene, text))
     return references
 
 
@@ -325,57 +350,3 @@ def _prove_stages(
 def _deviation(found: _Tensors, reference: _Tensors) -> Deviation:
     """The worst of a stage's outputs."""
     return Deviation.worst(Deviation.of(found[name], reference[name]) for name in reference)
-
-
-def _routes(samples: Sequence[SampleCheck]) -> tuple[RouteParity, ...]:
-    routes = []
-    for route in Route:
-        mine = [sample for sample in samples if sample.route is route]
-        if mine:
-            ious = [sample.iou for sample in mine]
-            error = max((sample.logit_error for sample in mine), key=_size)
-            routes.append(RouteParity(route, float(np.mean(ious)), min(ious), error))
-    return tuple(routes)
-
-
-def _size(error: float | None) -> float:
-    """Order errors, with None, which stands for NaN and infinity, above all numbers."""
-    return math.inf if error is None else error
-
-
-def _problem(
-    samples: Sequence[SampleCheck],
-    routes: Sequence[RouteParity],
-    stages: Sequence[StageParity],
-    min_iou: float,
-) -> str | None:
-    """Say what failed. NaN comes before the budget: an empty mask may hide it."""
-    culprit = worst_stage(stages)
-    broken = culprit is not None and culprit.relative_error is None
-    for route in routes:
-        if route.max_logit_error is None:
-            mine = [sample for sample in samples if sample.route is route.route]
-            bad = sum(sample.logit_error is None for sample in mine)
-            where = f"; they begin in {culprit.stage}" if culprit is not None and broken else ""
-            return (
-                f"the logits of {bad} of {len(mine)} samples hold NaN or infinity, by the "
-                f"{_WAYS[route.route]}{where}"
-            )
-    if culprit is not None and broken:
-        return f"the outputs of {culprit.stage} hold NaN or infinity"
-    below = [route for route in routes if route.mean_iou < min_iou]
-    if not below:
-        return None
-    lowest = min(below, key=lambda route: route.mean_iou)
-    worst = min((s for s in samples if s.route is lowest.route), key=lambda s: s.iou)
-    text = (
-        f"mean mask IoU {lowest.mean_iou:.4f} by the {_WAYS[lowest.route]} is below the budget "
-        f"of {min_iou:g}; worst {worst.iou:.4f} on {worst.image}, {worst.expression!r}"
-    )
-    if Route.STAGES not in [route.route for route in below]:
-        return f"{text}; the stages meet it, so the fault is in how they are joined"
-    if culprit is None:
-        return text
-    moved = culprit.logit_error
-    share = "" if moved is None else f", which alone moves the logits by {moved:.2%}"
-    return f"{text}; worst stage {culprit.stage}{share}"

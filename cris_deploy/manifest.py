@@ -9,7 +9,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
@@ -167,13 +167,18 @@ class Route(StrEnum):
 class RouteParity:
     """A route from image to mask: mask IoU, and the largest absolute logit error.
 
-    Here and below an error is None where NaN or infinity came out.
+    The mean IoU is over samples where something can be seen. Relative errors are the root mean
+    square of the difference over the standard deviation of a sample's logits in FP32 PyTorch.
+    Here and below an error is None where NaN or infinity came out, or an older version did not
+    look.
     """
 
     route: Route
     mean_iou: float
     worst_iou: float
     max_logit_error: float | None
+    worst_relative_error: float | None = None
+    mean_relative_error: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +200,8 @@ class StageParity:
 class Proof:
     """What one backend gave. Names are plain text: a newer version may know more of them.
 
-    `required` if the export depended on it; `problem` says in one sentence what failed.
+    `required` if the export depended on it; `problem` says in one sentence what failed;
+    `logit_budget` is what the worst relative error was held to.
     """
 
     backend: str
@@ -206,18 +212,29 @@ class Proof:
     routes: tuple[RouteParity, ...]
     stages: tuple[StageParity, ...]
     problem: str | None
+    logit_budget: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """Exported graphs against FP32 PyTorch on the samples: the worst of all required proofs."""
+    """Exported graphs against FP32 PyTorch on the samples: the worst of all required proofs.
+
+    `min_iou` and `logit_budgets` are the budgets, the latter of the worst relative error by the
+    arithmetic that runs. `visible_share` is the share of samples whose mask is neither empty nor
+    full in FP32 PyTorch. `unproved` names what was installed and failed to run, and why.
+    """
 
     min_iou: float
     mean_iou: float
     worst_iou: float
-    max_logit_error: float
+    max_logit_error: float | None
     passed: bool
     proofs: tuple[Proof, ...] = ()
+    logit_budgets: Mapping[str, float] = field(default_factory=dict)
+    worst_relative_error: float | None = None
+    mean_relative_error: float | None = None
+    visible_share: float | None = None
+    unproved: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,8 +259,9 @@ class Manifest:
     """Everything a bundle says about itself. `files` covers all files but the manifest and plans.
 
     `plans` says which plans, by their names in `engines/`, were built for this bundle; any of them
-    may be missing. File names are relative POSIX paths inside the bundle. `created` is UTC, ISO
-    8601.
+    may be missing. `weights` has the SHA-256 of every weight's bytes, by stage and name: it says
+    which layer a changed file hits. File names are relative POSIX paths inside the bundle.
+    `created` is UTC, ISO 8601.
     """
 
     model: ModelFacts
@@ -257,8 +275,9 @@ class Manifest:
     created: str
     files: Mapping[str, FileRecord]
     quantisation: Quantisation | None = None
+    weights: Mapping[GraphName, Mapping[str, str]] = field(default_factory=dict)
     format: int = FORMAT
-    plans: Mapping[str, PlanFile] = dataclasses.field(default_factory=dict)
+    plans: Mapping[str, PlanFile] = field(default_factory=dict)
 
     @property
     def weight_levels(self) -> int:
@@ -344,6 +363,7 @@ def _read_manifest(root: Field) -> Manifest:
         created=root["created"].text(),
         files=files,
         quantisation=root.optional("quantisation", _read_quantisation),
+        weights=root.optional("weights", _read_weights) or {},
         plans=root.optional("plans", _read_plans) or {},
     )
 
@@ -354,6 +374,15 @@ def _read_plans(plans: Field) -> dict[str, PlanFile]:
             plan["sha256"].sha256(), plan["bytes"].integer(1), plan["sidecar_sha256"].sha256()
         )
         for name, plan in plans.items()
+    }
+
+
+def _read_weights(weights: Field) -> dict[GraphName, dict[str, str]]:
+    return {
+        Field(name, weights.where, weights.path).one_of(GraphName): {
+            tensor: digest.sha256() for tensor, digest in digests.items()
+        }
+        for name, digests in weights.items()
     }
 
 
@@ -411,10 +440,19 @@ def _read_parity(parity: Field) -> Parity:
         min_iou=parity["min_iou"].number(0, 1),
         mean_iou=parity["mean_iou"].number(0, 1),
         worst_iou=parity["worst_iou"].number(0, 1),
-        max_logit_error=_read_error(parity["max_logit_error"]),
+        max_logit_error=parity.optional("max_logit_error", _read_error),
         passed=parity["passed"].boolean(),
         proofs=parity.optional("proofs", lambda proofs: proofs.each(_read_proof)) or (),
+        logit_budgets=parity.optional("logit_budgets", _read_budgets) or {},
+        worst_relative_error=parity.optional("worst_relative_error", _read_error),
+        mean_relative_error=parity.optional("mean_relative_error", _read_error),
+        visible_share=parity.optional("visible_share", lambda share: share.number(0, 1)),
+        unproved=parity.optional("unproved", lambda reasons: reasons.each(Field.text)) or (),
     )
+
+
+def _read_budgets(budgets: Field) -> dict[str, float]:
+    return {compute: _read_error(budget) for compute, budget in budgets.items()}
 
 
 def _read_proof(proof: Field) -> Proof:
@@ -430,6 +468,8 @@ def _read_proof(proof: Field) -> Proof:
                 route["mean_iou"].number(0, 1),
                 route["worst_iou"].number(0, 1),
                 route.optional("max_logit_error", _read_error),
+                route.optional("worst_relative_error", _read_error),
+                route.optional("mean_relative_error", _read_error),
             )
         ),
         stages=proof["stages"].each(
@@ -441,6 +481,7 @@ def _read_proof(proof: Field) -> Proof:
             )
         ),
         problem=proof.optional("problem", Field.text),
+        logit_budget=proof.optional("logit_budget", _read_error),
     )
 
 

@@ -4,6 +4,7 @@ The "model" has no training: its logits are the product of a few image averages 
 numbers, so that every input changes every output, and a mistake in the plumbing shows.
 """
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -31,6 +32,7 @@ from cris_deploy.bundle import (
     Sample,
     TensorSpec,
 )
+from cris_deploy.fingerprints import fingerprint
 from cris_deploy.manifest import NumberType, Proof, Route, RouteParity, StageParity, TypeShare
 from cris_deploy.text import END, START, Tokenizer, byte_pair_model
 
@@ -167,6 +169,8 @@ def write_graphs(directory: Path) -> dict[GraphName, GraphSpec]:
     specs = {}
     for graph_name, (inputs, outputs) in INTERFACES.items():
         nodes = NODES[graph_name]()
+        for node in nodes:
+            node.name = f"node_{node.output[0]}"
         used = {name for node in nodes for name in node.input}
         initializers = [numpy_helper.from_array(v, n) for n, v in small.items() if n in used]
         for name in sorted(used & large.keys()):
@@ -247,7 +251,8 @@ def fill(directory: Path) -> Manifest:
     cv2.imwrite(str(directory / PICTURE), cv2.resize(coarse, (70, 45)))
     specs = write_graphs(directory)
     write_answers(directory)
-    return manifest(specs)
+    weights = fingerprint(directory, {name: spec.file for name, spec in specs.items()})
+    return dataclasses.replace(manifest(specs), weights=weights)
 
 
 def write_answers(directory: Path) -> None:
@@ -274,10 +279,11 @@ def write_answers(directory: Path) -> None:
             np.savez(directory / sample.text, **text)
 
 
-def change_weights(bundle: Path, name: str, change) -> None:
+def change_weights(bundle: Path, name: str, change, *, recorded: bool = True) -> None:
     """Replace one tensor of weights.bin by `change(tensor)`, and write its hash where it belongs.
 
-    As if the bundle had been exported with it: only running it shows the difference.
+    As if the bundle had been exported with it: only running it shows the difference. Without
+    `recorded` the file's hash is right and the weight's own is not.
     """
     offset = 0
     for key, value in constants()[1].items():
@@ -286,6 +292,8 @@ def change_weights(bundle: Path, name: str, change) -> None:
             data[offset : offset + value.nbytes] = change(value).astype(np.float32).tobytes()
             (bundle / WEIGHTS).write_bytes(data)
             rehash(bundle)
+            if recorded:
+                record_weights(bundle)
             return
         offset += value.nbytes
     raise KeyError(name)
@@ -298,6 +306,14 @@ def rehash(bundle: Path) -> None:
         data = (bundle / name).read_bytes()
         record = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
         document["files"][name] = record
+    (bundle / MANIFEST).write_text(json.dumps(document))
+
+
+def record_weights(bundle: Path) -> None:
+    """Bring the hashes of the single weights up to date."""
+    document = json.loads((bundle / MANIFEST).read_text())
+    files = {GraphName(name): graph["file"] for name, graph in document["graphs"].items()}
+    document["weights"] = fingerprint(bundle, files)
     (bundle / MANIFEST).write_text(json.dumps(document))
 
 

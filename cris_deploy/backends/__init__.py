@@ -195,9 +195,7 @@ def load_graphs(
     streams = arguments.whole("streams", streams, 1, MOST_THREADS)
     arguments.flag("cuda_graphs", graphs)
     arguments.flag("trust_plans", trust_plans)
-    wanted = None if backend == AUTO else _parse(BackendName, "backend", backend)
-    where = None if device == AUTO else _parse(Device, "device", device)
-    arithmetic = None if precision == AUTO else _parse(Compute, "precision", precision)
+    wanted, where, arithmetic = parse_names(backend, device, precision)
     graph_names = tuple(names)
     passed_over: list[str] = []
     for name, target in _candidates(wanted, where):
@@ -220,6 +218,17 @@ def load_graphs(
     raise BackendError(
         f"nothing here can run backend {backend} on device {device} in precision {precision}: "
         + "; ".join(passed_over)
+    )
+
+
+def parse_names(
+    backend: str, device: str, precision: str
+) -> tuple[BackendName | None, Device | None, Compute | None]:
+    """Read what is asked for, None for `auto`; InputError for an unknown name."""
+    return (
+        None if backend == AUTO else _parse(BackendName, "backend", backend),
+        None if device == AUTO else _parse(Device, "device", device),
+        None if precision == AUTO else _parse(Compute, "precision", precision),
     )
 
 

@@ -1,4 +1,7 @@
-"""`cris-export --check`: a bundle is proved again, where it will serve. Needs no PyTorch."""
+"""`cris-export --check`: a bundle is proved again, where it will serve. Needs no PyTorch.
+
+What proves it is chosen by the same options as at export.
+"""
 
 from __future__ import annotations
 
@@ -19,30 +22,33 @@ EXIT_FAILED = 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `--check`."""
-    group = parser.add_argument_group("repeating the proof on the machine that will serve")
+    """Add the options of `--check`, and those that choose what proves a bundle."""
+    group = parser.add_argument_group("the proof, at export or on the machine that will serve")
     group.add_argument(
         "--check",
         type=Path,
         metavar="BUNDLE",
         help="run the bundle's samples here and compare with FP32 PyTorch's answers, which it "
-        "holds; --min-iou is its own by default",
+        "holds; --min-iou and --max-logit-error are its own by default",
     )
     for name, values in (("backend", BackendName), ("device", Device), ("precision", Compute)):
         group.add_argument(
-            f"--{name}", metavar="NAME", help=f"{', '.join([AUTO, *values])} (default: {AUTO})"
+            f"--{name}",
+            metavar="NAME",
+            default=AUTO,
+            help=f"of what proves it: {', '.join([AUTO, *values])} (default: {AUTO})",
         )
-    group.add_argument("--json", action="store_true", help="print the check as JSON")
+    group.add_argument("--json", action="store_true", help="print the check as JSON (--check)")
 
 
 def misused(args: argparse.Namespace) -> str | None:
-    """Name the first option that goes with --check and was given without it."""
-    if args.check is not None:
-        return None
-    given = {
-        f"--{name}": getattr(args, name) for name in ("backend", "device", "precision", "json")
-    }
-    return next((name for name, value in given.items() if value), None)
+    """Say which option was given that the mode does not have."""
+    if args.json and args.check is None:
+        return "--json goes with --check"
+    given = [name for name in ("backend", "device", "precision") if getattr(args, name) != AUTO]
+    if args.bundle is not None and given:
+        return f"--{given[0]} goes with --ckpt and --check"
+    return None
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,10 +59,11 @@ def run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     report = check(
         args.check,
-        backend=args.backend or AUTO,
-        device=args.device or AUTO,
-        precision=args.precision or AUTO,
+        backend=args.backend,
+        device=args.device,
+        precision=args.precision,
         min_iou=args.min_iou,
+        max_logit_error=args.max_logit_error,
     )
     if args.json:
         print(json.dumps(to_json(report), indent=2, ensure_ascii=False))

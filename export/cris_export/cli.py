@@ -25,7 +25,7 @@ EXIT_PARITY = 1
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, export or check, print a table.
 
-    Exit 0, 1 below the parity budget, 2 for unusable input.
+    Exit 0, 1 if a bound of the parity gate is missed, 2 for unusable input.
     """
     parser = _parser()
     args = parser.parse_args(argv)
@@ -34,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "give one of --ckpt FILE to export, --bundle BUNDLE to build engines for it, and "
             "--check BUNDLE to prove it again"
         )
-    if (option := check_cli.misused(args)) is not None:
-        parser.error(f"{option} goes with --check")
+    if (misuse := check_cli.misused(args)) is not None:
+        parser.error(misuse)
     signal.signal(signal.SIGTERM, _terminate)
     if args.check is not None:
         return guarded("cris-export", lambda: check_cli.run(args))
@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # torch takes seconds to import: not for --help or a mistyped flag
         from cris_deploy.bundle import Precision
         from cris_export.export import ExportOptions, export
+        from cris_export.verify import Asked
 
         options = ExportOptions(
             checkpoint=args.ckpt,
@@ -57,7 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             engines=engine_cli.options(args),
             min_iou=args.min_iou,
             min_correlation=args.min_correlation,
+            max_logit_error=args.max_logit_error,
             opset=args.opset,
+            asked=Asked(args.backend, args.device, args.precision),
         )
         try:
             report = export(options, _Steps())
@@ -122,7 +125,8 @@ def _parser() -> argparse.ArgumentParser:
         "--samples",
         type=Path,
         metavar="JSONL",
-        help='pairs to prove the export on, a line each: {"image": ..., "expression": ...} '
+        help='pairs to prove the export on, a line each: {"image": ..., "expression": ...}; like '
+        "the model's own, since masks that are all empty or full prove nothing "
         "(default: two packaged photographs)",
     )
     parser.add_argument(
@@ -137,6 +141,14 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         metavar="X",
         help="least correlation of --int8 logits with float32 on calibration pairs (default: 0.99)",
+    )
+    parser.add_argument(
+        "--max-logit-error",
+        type=float,
+        metavar="X",
+        help="largest error of a sample's logits, root mean square over their deviation in FP32 "
+        "PyTorch; in fp32 also of each stage's outputs "
+        "(default: by precision and arithmetic, docs/decisions/0004)",
     )
     parser.add_argument(
         "--opset", type=int, default=20, metavar="N", help="ONNX operator set (default: 20)"
@@ -171,6 +183,8 @@ def _print_report(report: ExportReport, stored: str, *, word_len_given: bool) ->
     total = sum(report.sizes.values()) / 1e6
     if report.plans:
         print(f"\n{engine_cli.describe(report.plans)}")
+    for warning in report.warnings:
+        print(f"warning: {warning}")
     print(f"\n{report.bundle}  ({total:.1f} MB, {stored}, parity proved)")
 
 

@@ -86,6 +86,11 @@ class EngineOptions:
             raise InputError(f"{flags}: --engine none builds nothing; drop one or the other")
 
     @property
+    def named(self) -> bool:
+        """True if plans were asked for, not merely those that fit this machine."""
+        return self.engine is not EngineKind.AUTO or bool(self.targets or self.tensorrt_flags)
+
+    @property
     def tensorrt_flags(self) -> tuple[str, ...]:
         """The given flags that only `tensorrt` can follow."""
         given = (

@@ -18,15 +18,19 @@ import onnx_ir as ir
 from cris_deploy import bundle as bundles
 from cris_deploy.bundle import BundleWriter, GraphName, Precision
 from cris_deploy.errors import InputError, ParityError
+from cris_deploy.fingerprints import fingerprint
+from cris_deploy.gate import Bound, check_logit_budget, is_visible, nothing_to_see
 from cris_deploy.manifest import DEFAULT_MIN_IOU, MOST_SAMPLES, Quantisation, TypeShare
+from cris_deploy.mask import mask_from_logits
 from cris_deploy.plans import PlanRecord
 from cris_deploy.text import Tokenizer
 from cris_deploy.versions import version_of
 from cris_export import samples, trace, verify
-from cris_export.engines import EngineKind, EngineOptions, build_engines, choose_engine
+from cris_export.engines import EngineKind, EngineOptions
 from cris_export.float32 import Reference, measure_stages, write_reference
 from cris_export.int8.stage import MIN_CORRELATION, to_int8
 from cris_export.layers import worst_layer
+from cris_export.planner import Planner
 from cris_export.precision import to_float16
 from cris_export.rules import Islands, find_islands
 from cris_export.samples import Answer, SampleSource
@@ -54,6 +58,11 @@ _REMEDIES = {
     Precision.FP16: "export without --fp16",
     Precision.INT8: "calibrate on more images like those to come, export without --int8",
 }
+_BUDGET_REMEDIES = {
+    Bound.MASK_IOU: ", or lower --min-iou",
+    Bound.LOGIT_ERROR: ", or raise --max-logit-error",
+    Bound.STAGE_ERROR: ", or raise --max-logit-error",
+}
 
 
 @dataclass(frozen=True)
@@ -70,8 +79,13 @@ class ExportOptions:
         min_iou: Least mean mask IoU against FP32 PyTorch, 0 to 1; None for 0.99, for INT8 0.95.
         min_correlation: Least correlation of INT8 logits with float32, 0 to 1, on each of a few
             calibration pairs; None for 0.99.
+        max_logit_error: Largest error of a sample's logits relative to their deviation; None for
+            what `cris_deploy.gate` gives for the precision and the arithmetic that runs.
         opset: ONNX operator set.
         engines: Plans to build; none if not given.
+        asked: What has to prove the bundle beside ONNX Runtime on the CPU; what `auto` takes here
+            if nothing is asked for.
+        gate: Off hands over a bundle that failed, and its manifest says so: to measure with.
     """
 
     checkpoint: Path
@@ -84,6 +98,9 @@ class ExportOptions:
     min_correlation: float | None = None
     opset: int = trace.DEFAULT_OPSET
     engines: EngineOptions = NO_ENGINES
+    max_logit_error: float | None = None
+    asked: verify.Asked = verify.NOTHING_ASKED
+    gate: bool = True
 
     def __post_init__(self) -> None:
         if (self.precision is Precision.INT8) != (self.calibration is not None):
@@ -97,6 +114,7 @@ class ExportOptions:
             raise InputError("--min-correlation goes with --int8: give both, or neither")
         if not 0.0 <= self.correlation_budget <= 1.0:
             raise InputError(f"--min-correlation must be 0 to 1, not {self.min_correlation}")
+        check_logit_budget(self.max_logit_error)
 
     @property
     def budget(self) -> float:
@@ -127,6 +145,7 @@ class ExportReport:
         types: Nodes, bytes and multiply-adds per type.
         sizes: File name -> bytes, of all files that the manifest lists.
         plans: The engines that were built.
+        warnings: What went wrong with that was not asked for.
     """
 
     bundle: Path
@@ -135,6 +154,7 @@ class ExportReport:
     types: dict[GraphName, TypeShare]
     sizes: dict[str, int]
     plans: tuple[PlanRecord, ...]
+    warnings: tuple[str, ...] = ()
 
 
 def export(options: ExportOptions, step: Callable[[str], None] = lambda _: None) -> ExportReport:
@@ -147,11 +167,11 @@ def export(options: ExportOptions, step: Callable[[str], None] = lambda _: None)
     Raises:
         CheckpointError: the checkpoint cannot be used.
         InputError: an option cannot be used.
-        BackendError: an engine that was asked for by name cannot be had.
-        ParityError: the exported graphs missed a budget; no bundle was left behind.
+        BackendError: an engine or backend that was asked for by name cannot be had.
+        ParityError: the exported graphs missed a bound of the gate; no bundle was left behind.
     """
-    verify.require_reference()
-    engine = choose_engine(options.engines, step)  # what cannot be had is refused before the work
+    verify.require(options.asked)
+    planner = Planner(options.engines, step)  # what cannot be had is refused before the work
     sources = samples.read_samples(options.samples)
     if len(sources) > MOST_SAMPLES:
         raise InputError(f"--samples {options.samples}: give at most {MOST_SAMPLES:,} lines")
@@ -162,9 +182,13 @@ def export(options: ExportOptions, step: Callable[[str], None] = lambda _: None)
     with BundleWriter(options.bundle) as writer:
         folder = writer.directory
         write_tokenizer(folder / bundles.TOKENIZER)
+        tokenizer = Tokenizer.from_file(folder / bundles.TOKENIZER, model.config.word_len)
+        step(f"asking FP32 PyTorch about {len(sources)} samples")
+        answers = samples.answer_samples(model, sources, tokenizer)
+        if options.gate:
+            _require_visible(answers, model.config.input_size)
         step(f"tracing {checkpoint.config.architecture} to ONNX, opset {options.opset}")
         traced = trace.trace_stages(build_stages(model), model.config, options.opset)
-        tokenizer = Tokenizer.from_file(folder / bundles.TOKENIZER, model.config.word_len)
         islands: dict[str, Islands] = {}
         kept: dict[str, dict[str, str]] = {}
         reference = None
@@ -180,10 +204,9 @@ def export(options: ExportOptions, step: Callable[[str], None] = lambda _: None)
             reference = write_reference(
                 scratch, traced, pairs, tokenizer, size, "--calibration", MOST_CALIBRATION
             )
-            kept, quantisation = to_int8(traced, reference, options.correlation_budget, step)
+            least = options.correlation_budget if options.gate else 0.0
+            kept, quantisation = to_int8(traced, reference, least, step)
         protos, types = _type_and_write(traced, islands, kept, folder)
-        step(f"asking FP32 PyTorch about {len(sources)} samples")
-        answers = samples.answer_samples(model, sources, tokenizer)
         manifest = bundles.Manifest(
             model=_facts(checkpoint, model),
             precision=options.precision,
@@ -196,19 +219,42 @@ def export(options: ExportOptions, step: Callable[[str], None] = lambda _: None)
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             files={},
             quantisation=quantisation,
+            weights=fingerprint(folder, {GraphName(name): f"{name}.onnx" for name in protos}),
         )
         manifest = writer.write_manifest(manifest)
         del model, protos
         gc.collect()
-        plans = build_engines(folder, options.engines, step) if engine is not None else ()
+        plans = planner.build(folder, options.bundle)
         manifest = bundles.Bundle.open(folder, verify=False).manifest  # lists the plans, too
-        parity = verify.prove(folder, options.budget, step)
-        if not parity.passed:
+        parity = verify.prove(
+            folder,
+            options.budget,
+            step,
+            max_logit_error=options.max_logit_error,
+            asked=options.asked,
+        )
+        if options.gate and not parity.passed:
             raise ParityError(_failure(parity, options, reference, folder))
-        manifest = writer.write_manifest(dataclasses.replace(manifest, parity=parity.record()))
+        record = dataclasses.replace(
+            parity.record(), unproved=(*planner.warnings, *parity.unproved)
+        )
+        manifest = writer.write_manifest(dataclasses.replace(manifest, parity=record))
         writer.commit()
     sizes = {name: record.bytes for name, record in manifest.files.items()}
-    return ExportReport(options.bundle, checkpoint, parity, types, sizes, plans)
+    warnings = tuple(planner.warnings)
+    return ExportReport(options.bundle, checkpoint, parity, types, sizes, plans, warnings)
+
+
+def _require_visible(answers: Sequence[Answer], size: int) -> None:
+    """Refuse at once what the gate would refuse after minutes: there is nothing to compare."""
+    empty = 0
+    for answer in answers:
+        mask = mask_from_logits(answer.logits, answer.height, answer.width, size, THRESHOLD)
+        if is_visible(answer.logits, mask, size, THRESHOLD):
+            return
+        empty += not mask.any()
+    said = nothing_to_see(empty, len(answers) - empty)
+    raise ParityError(f"parity gate: {said}; no bundle was written")
 
 
 def _read_calibration(path: Path | None) -> list[SampleSource]:
@@ -330,9 +376,12 @@ def _failure(
         f"{report.choice.compute}: {report.problem}"
         for report in parity.failures
     )
+    missed = parity.missed
     remedy = _REMEDIES[options.precision]
-    if all(report.finite for report in parity.failures):
-        remedy += ", or lower --min-iou"
+    if Bound.FINITE not in missed:
+        remedy += "".join(_BUDGET_REMEDIES[bound] for bound in _BUDGET_REMEDIES if bound in missed)
+    if not options.asked.named and len(parity.required) > len(parity.failures):
+        remedy += ", or name with --backend and --device what has to prove it"
     layer = None if reference is None else worst_layer(reference, folder, parity.worst_stages)
     if layer is not None:
         failed += f"; worst layer: {layer}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from cris_deploy.bundle_check import CheckReport, SampleCheck
+from cris_deploy.bundle_check import CheckReport
+from cris_deploy.gate import SampleCheck
 from cris_deploy.manifest import Route, RouteParity, StageParity
 
 if TYPE_CHECKING:  # the gate needs what an export needs, a check does not
@@ -26,8 +27,10 @@ def describe_check(report: CheckReport, seconds: float) -> str:
         *(["", *_stages(report.stages)] if report.stages else []),
         "",
         *(f"not proved: {reason}" for reason in report.unproved),
+        *_changed(report),
         f"{'passed' if report.passed else 'FAILED'}: budget {report.min_iou:g} for the mean mask "
-        f"IoU ({seconds:.1f} s)",
+        f"IoU, {report.logit_budget:g} for the logits' relative error; "
+        f"{_seen(report)} ({seconds:.1f} s)",
     ]
     return "\n".join(lines)
 
@@ -45,9 +48,18 @@ def describe_parity(parity: ParityReport) -> str:
         lines += (f"not proved: {reason}" for reason in report.unproved)
     lines += ["", *(f"not proved: {reason}" for reason in parity.unproved)]
     lines.append(
-        f"mean mask IoU against FP32 PyTorch {parity.mean_iou:.5f} (budget {parity.min_iou:g})"
+        f"mean mask IoU against FP32 PyTorch {parity.mean_iou:.5f} (budget {parity.min_iou:g}), "
+        f"worst {parity.worst.iou:.5f}; {_seen(parity.required[0])}"
     )
     return "\n".join(lines)
+
+
+def _seen(report: CheckReport) -> str:
+    return f"{report.visible_share:.0%} of samples have a mask that is neither empty nor full"
+
+
+def _changed(report: CheckReport) -> list[str]:
+    return [f"changed since the export: {weight}" for weight in report.changed]
 
 
 def _runtime(report: CheckReport) -> str:
@@ -60,23 +72,29 @@ def _samples(samples: Iterable[SampleCheck]) -> list[str]:
     ways: dict[tuple[str, str], list[SampleCheck]] = {}
     for sample in samples:
         ways.setdefault((sample.image, sample.expression), []).append(sample)
-    lines = [f"{'sample':<{_LABEL}}{'mask IoU':>10}{'logit error':>13}"]
+    lines = [
+        f"{'sample':<{_LABEL}}{'covers':>8}{'mask IoU':>10}{'logit error':>13}{'relative':>10}"
+    ]
     for (image, expression), found in ways.items():
         text = f"{image}: {expression}"
         text = text if len(text) <= _LABEL - 2 else text[: _LABEL - 3] + "…"
-        errors = [sample.logit_error for sample in found]
-        error = None if None in errors else max(e for e in errors if e is not None)
-        lines.append(f"{text:<{_LABEL}}{min(s.iou for s in found):>10.5f}{_number(error):>13}")
+        lines.append(
+            f"{text:<{_LABEL}}{found[0].area:>8.1%}{min(s.iou for s in found):>10.5f}"
+            f"{_number(_largest(s.logit_error for s in found)):>13}"
+            f"{_number(_largest(s.relative_error for s in found)):>10}"
+        )
     return lines
 
 
 def _routes(routes: Iterable[RouteParity]) -> list[str]:
     names = {Route.STAGES: "three stages", Route.FULL: "full graph"}
     return [
-        f"  {'end to end':<16}{'mean IoU':>12}{'worst IoU':>12}{'logit error':>14}",
+        f"  {'end to end':<16}{'mean IoU':>12}{'worst IoU':>12}{'logit error':>14}"
+        f"{'relative':>12}{'mean':>12}",
         *(
             f"  {names[route.route]:<16}{route.mean_iou:>12.5f}{route.worst_iou:>12.5f}"
-            f"{_number(route.max_logit_error):>14}"
+            f"{_number(route.max_logit_error):>14}{_number(route.worst_relative_error):>12}"
+            f"{_number(route.mean_relative_error):>12}"
             for route in routes
         ),
     ]
@@ -91,6 +109,11 @@ def _stages(stages: Iterable[StageParity]) -> list[str]:
             for stage in stages
         ),
     ]
+
+
+def _largest(errors: Iterable[float | None]) -> float | None:
+    found = list(errors)
+    return None if None in found else max(error for error in found if error is not None)
 
 
 def _number(error: float | None) -> str:

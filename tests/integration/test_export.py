@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,9 @@ import torch
 from cris_deploy import Engine
 from cris_deploy import image as images
 from cris_deploy.bundle import Bundle, GraphName, Precision
+from cris_deploy.bundle_check import check
 from cris_deploy.errors import CheckpointError, InputError, ParityError
+from cris_deploy.gate import Bound
 from cris_deploy.mask import mask_from_logits
 from cris_deploy.text import Tokenizer
 from cris_export import cli
@@ -26,6 +29,7 @@ from cris_export.export import ExportOptions, ExportReport, export
 from cris_train import checkpoint
 from cris_train.model import Cris, CrisConfig
 from tests.models import randomised
+from tests.tiny_bundle import rehash
 
 EXPRESSIONS = [
     "the man in red",
@@ -160,6 +164,23 @@ def test_float16_bundle_is_typed_half_the_size_and_runs(
         np.testing.assert_allclose(mine.logits, truth.logits, atol=0.05)
 
 
+def test_a_changed_weight_of_a_float16_bundle_is_found_below_its_budget(
+    half: ExportReport, tmp_path: Path
+) -> None:
+    """One value by its last bit: nothing that rounding would not hide."""
+    bundle = shutil.copytree(half.bundle, tmp_path / "b")
+    graph = onnx.load(bundle / "image_encoder.onnx", load_external_data=False).graph
+    tensor = next(t for t in graph.initializer if t.name == "encoder.conv2.weight")
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    data = bytearray((bundle / "weights.bin").read_bytes())
+    data[int(place["offset"])] ^= 1
+    (bundle / "weights.bin").write_bytes(data)
+    rehash(bundle)
+    found = check(bundle, backend="onnxruntime", device="cpu")
+    assert found.missed is Bound.WEIGHTS
+    assert "Conv node_conv2d_1 of image_encoder (encoder.conv2.weight)" in found.problem
+
+
 @pytest.mark.parametrize("opset", [18, 22])
 def test_other_opsets(ckpt: Path, tmp_path: Path, opset: int) -> None:
     done = export(ExportOptions(ckpt, output=tmp_path / "b", opset=opset))
@@ -213,6 +234,10 @@ def test_missed_budget_leaves_nothing(
         (["--opset", "7"], "--opset"),
         (["--min-iou", "1.5"], "--min-iou"),
         (["--min-iou", "nan"], "--min-iou"),
+        (["--max-logit-error", "-1"], "max_logit_error"),
+        (["--backend", "abacus"], "backend is 'abacus'"),
+        (["--backend", "tensorrt"], "--backend tensorrt"),
+        (["--device", "cuda"], "--device cuda"),
         (["--word-len", "99"], "word_len"),
         (["--samples", "missing.jsonl"], "--samples"),
     ],

@@ -1,5 +1,6 @@
 """A real export, damaged on its way or afterwards: the gate and the check find it and name it."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -15,16 +16,18 @@ from cris_deploy.backends import winograd
 from cris_deploy.bundle import WEIGHTS, Bundle, GraphName, Precision
 from cris_deploy.bundle_check import check
 from cris_deploy.errors import CheckpointError, ParityError
+from cris_deploy.gate import Bound
 from cris_deploy.manifest import Route
 from cris_deploy.text import Tokenizer
+from cris_export import cli, samples
 from cris_export import export as module
-from cris_export import samples
 from cris_export.export import ExportOptions, export
 from cris_train import checkpoint
 from cris_train.model import Cris, CrisConfig
 from tests.models import randomised
 from tests.tiny_bundle import rehash
 
+DEMO = Path(__file__).parents[2] / "train" / "demo"
 STAGES = (GraphName.IMAGE_ENCODER, GraphName.TEXT_ENCODER, GraphName.MASK_DECODER)
 
 
@@ -69,6 +72,13 @@ def test_an_export_records_what_proved_it(sound: Path) -> None:
     assert (reference.compute, reference.required, reference.problem) == ("fp32", True, None)
     assert [route.route for route in reference.routes] == [Route.STAGES, Route.FULL]
     assert [stage.stage for stage in reference.stages] == list(STAGES)
+    for route in reference.routes:
+        # float32 through another order of sums; the budget is 2e-4
+        assert route.worst_relative_error is not None
+        assert route.worst_relative_error < 2e-5
+    assert reference.logit_budget == parity.logit_budgets["fp32"] == 2e-4
+    assert parity.visible_share is not None
+    assert parity.visible_share >= 0.5
     for stage in reference.stages:
         # float32 through another order of sums
         assert stage.relative_error is not None
@@ -119,6 +129,95 @@ def test_one_changed_tensor_is_found_and_its_stage_named(
     errors = {found.stage: found.relative_error or 0.0 for found in report.stages}
     assert errors.pop(stage) > 1e-2
     assert max(errors.values()) < 1e-4
+
+
+def noise(bundle: Path, graph: GraphName, pick) -> tuple[str, str]:
+    """5% of noise on the weight of one layer; gives the node's name and the weight's."""
+    path = bundle / f"{graph}.onnx"
+    proto = onnx.load(path, load_external_data=False)
+    readers = {n: node for node in proto.graph.node for n in node.input[:2]}
+    layers = [
+        t
+        for t in proto.graph.initializer
+        if t.name in readers
+        and readers[t.name].op_type in {"Conv", "Gemm", "MatMul"}
+        and onnx.helper.tensor_dtype_to_np_dtype(t.data_type).kind == "f"
+        and len(t.dims) > 1
+    ]
+    tensor = pick(layers, key=lambda t: int(np.prod(t.dims)))
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    random = np.random.default_rng(0)
+
+    def noised(data: bytes) -> bytes:
+        values = np.frombuffer(data, dtype)
+        return (values * random.normal(1, 0.05, values.shape)).astype(dtype).tobytes()
+
+    if place:
+        offset, length = int(place["offset"]), int(place["length"])
+        data = bytearray((bundle / WEIGHTS).read_bytes())
+        data[offset : offset + length] = noised(bytes(data[offset : offset + length]))
+        (bundle / WEIGHTS).write_bytes(data)
+    else:
+        tensor.raw_data = noised(tensor.raw_data)
+        onnx.save(proto, path)
+    rehash(bundle)
+    return readers[tensor.name].name, tensor.name
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("pick", [min, max], ids=["smallest", "largest"])
+def test_noise_in_one_layer_is_refused_with_stage_and_layer(
+    sound: Path, tmp_path: Path, stage: GraphName, pick
+) -> None:
+    bundle = shutil.copytree(sound, tmp_path / "b")
+    node, tensor = noise(bundle, stage, pick)
+    report = check(bundle, backend="onnxruntime", device="cpu")
+    assert f" {node} of {stage} ({tensor}) are not those that were exported" in report.problem
+    # What an earlier version exported has no hashes of its weights: the stage is named still, if
+    # the layer says anything. The smallest of the image encoder moves its outputs by 6e-5.
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    del manifest["weights"]
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    report = check(bundle, backend="onnxruntime", device="cpu", max_logit_error=2e-5)
+    assert report.missed in {Bound.MASK_IOU, Bound.LOGIT_ERROR, Bound.STAGE_ERROR}
+    assert f"worst stage {stage}" in report.problem
+    assert "not those that were exported" not in report.problem
+
+
+HEADS = {
+    "zeroed": lambda weight, bias: (weight.zero_(), bias.zero_()),
+    "minus-50": lambda weight, bias: bias[-1].sub_(50),
+    "plus-50": lambda weight, bias: bias[-1].add_(50),
+}
+
+
+@pytest.mark.parametrize("change", HEADS.values(), ids=HEADS)
+def test_a_checkpoint_whose_masks_show_nothing_is_refused(
+    tmp_path: Path, change, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ckpt = torch.load(DEMO / "scenes.pth", weights_only=True)
+    change(*(ckpt["state_dict"][f"proj.txt.{name}"] for name in ("weight", "bias")))
+    torch.save(ckpt, tmp_path / "head.pth")
+    flags = ["--ckpt", str(tmp_path / "head.pth"), "--samples", str(DEMO / "samples.jsonl")]
+    assert cli.main([*flags, "--min-iou", "0", "--max-logit-error", "9"]) == 1
+    error = capsys.readouterr().err
+    assert "nothing can be seen" in error
+    assert "--samples FILE" in error
+    assert "tracing" not in error  # in seconds, not after the work
+    assert [path.name for path in tmp_path.iterdir()] == ["head.pth"]
+
+
+def test_a_gate_that_is_off_hands_over_what_failed(
+    ckpt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate_after(monkeypatch, lambda bundle: damage(bundle, GraphName.MASK_DECODER, float("nan")))
+    export(ExportOptions(ckpt, output=tmp_path / "b", gate=False))
+    parity = Bundle.open(tmp_path / "b", verify=False).manifest.parity
+    assert parity is not None
+    assert not parity.passed
+    assert parity.max_logit_error is parity.worst_relative_error is None
+    assert all("NaN" in (proof.problem or "") for proof in parity.proofs)
 
 
 def gate_after(monkeypatch: pytest.MonkeyPatch, change) -> None:

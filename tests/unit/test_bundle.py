@@ -38,7 +38,10 @@ from tests import tiny_bundle as tiny
 def test_round_trip(tiny_bundle):
     bundle = Bundle.open(tiny_bundle)
     written = tiny.manifest(dict(bundle.manifest.graphs))
-    assert dataclasses.replace(bundle.manifest, files={}) == written
+    assert dataclasses.replace(bundle.manifest, files={}, weights={}) == written
+    weights = bundle.manifest.weights
+    assert set(weights) == set(GraphName)
+    assert weights[GraphName.FULL]["project"] == weights[GraphName.MASK_DECODER]["project"]
     assert set(bundle.manifest.files) == {
         *(f"{name}.onnx" for name in GraphName),
         *("tokenizer.json", WEIGHTS, "samples/0.png", "samples/0.npy", "samples/1.npy"),
