@@ -198,6 +198,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> ExportOptions:
         precision=Precision.INT8,
         calibration=DEMO / "samples.jsonl",
         min_iou=0.0,
+        max_logit_error=9.0,  # the parity of random weights is not the point here
     )
 
 
