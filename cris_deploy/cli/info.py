@@ -5,8 +5,6 @@ import dataclasses
 import json
 import os
 import platform
-import shutil
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from typing import Final
 
 from cris_deploy.backends import BackendName, BackendStatus, status
 from cris_deploy.cli import guarded
+from cris_deploy.gpu import Survey, survey_gpus
 from cris_deploy.mask import KernelsBuild, KernelsStatus, kernels_status
 from cris_deploy.versions import version_of
 
@@ -48,24 +47,18 @@ class Cpu:
 
 
 @dataclass(frozen=True, slots=True)
-class Gpu:
-    """An NVIDIA GPU as its driver describes it."""
-
-    name: str
-    memory: str
-    compute_capability: str
-    driver: str
-
-
-@dataclass(frozen=True, slots=True)
 class Info:
-    """All that cris-info shows. A version is None if the package is not installed."""
+    """All that cris-info shows. A version is None if the package is not installed.
+
+    `gpu` has the GPUs that CUDA shows to this process, in the order in which device="cuda:N" counts
+    them.
+    """
 
     cris_deploy: str | None
     python: str
     platform: str
     cpu: Cpu
-    gpus: tuple[Gpu, ...]
+    gpu: Survey
     packages: Mapping[str, Mapping[str, str | None]]
     backends: tuple[BackendStatus, ...]
     kernels: KernelsStatus
@@ -78,7 +71,7 @@ def collect() -> Info:
         python=f"{platform.python_implementation()} {platform.python_version()}",
         platform=platform.platform(),
         cpu=_cpu(Path("/proc/cpuinfo")),
-        gpus=_gpus(),
+        gpu=survey_gpus(),
         packages={
             group: {name: version_of(name) for name in names} for group, names in _PACKAGES.items()
         },
@@ -96,11 +89,14 @@ def describe(info: Info) -> str:
         f"CPU           {cpu.name}, {cpu.usable} of {cpu.cores} logical cores usable",
         f"              {', '.join(cpu.features) or 'no vector extensions reported'}",
     ]
+    served = (
+        "" if info.gpu.cuda is None else f", driver for CUDA {info.gpu.cuda[0]}.{info.gpu.cuda[1]}"
+    )
     lines += [
-        f"GPU           {gpu.name}, {gpu.memory}, compute capability {gpu.compute_capability}, "
-        f"driver {gpu.driver}"
-        for gpu in info.gpus
-    ] or ["GPU           none (nvidia-smi finds no NVIDIA GPU)"]
+        f"{f'GPU cuda:{index}':<14}{gpu.name}, {gpu.memory_bytes >> 20:,} MiB, "
+        f"{gpu.compute_capability}{served}"
+        for index, gpu in enumerate(info.gpu.gpus)
+    ] or [f"GPU           none ({info.gpu.problem})"]
     lines += ["", "Kernels"]
     kernels = info.kernels
     if kernels.build is KernelsBuild.BUILT:
@@ -137,25 +133,6 @@ def _cpu(cpuinfo: Path) -> Cpu:
         usable=len(os.sched_getaffinity(0)),
         features=tuple(name for name, names in _FEATURES.items() if flags & set(names)),
     )
-
-
-def _gpus() -> tuple[Gpu, ...]:
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return ()
-    query = "--query-gpu=name,memory.total,compute_cap,driver_version"
-    try:
-        result = subprocess.run(
-            [program, query, "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):  # a driver that does not answer is no GPU
-        return ()
-    rows = ([cell.strip() for cell in line.split(",")] for line in result.stdout.splitlines())
-    return tuple(Gpu(*row) for row in rows if len(row) == 4)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
