@@ -140,7 +140,7 @@ def check(
     unproved = []
     with Engine(opened, backend=backend, device=device, precision=precision, cache=False) as engine:
         choice = engine.info.choice
-        step(f"running {len(references)} samples with {choice.backend} on {choice.device}")
+        step(f"running {len(references)} samples with {choice.backend} on {choice.place}")
         samples = _by_stages(engine, references)
         stages = _prove_stages(opened, engine, references)
     if not stages:
@@ -149,7 +149,7 @@ def check(
         )
     try:
         graphs, _ = load_graphs(
-            opened, [GraphName.FULL], choice.backend, choice.device, choice.compute
+            opened, [GraphName.FULL], choice.backend, choice.place, choice.compute
         )
     except BackendError as error:
         # Engines go by the stages: without the full graph this backend serves all the same.

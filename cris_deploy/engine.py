@@ -59,9 +59,10 @@ class Engine:
     bundle: the directory cris-export wrote, or an opened `Bundle`. Raises BundleError if it is
         incomplete or changed (`verify` off skips the hashes, not the rest). What is loaded later
         is of this bundle, or a BundleError says that it was replaced.
-    backend, device, precision: "auto" chooses and logs why (also in `info`); anything else is had
-        or refused with a BackendError. `precision` is the arithmetic: "auto" keeps what the
-        bundle's parity was proved in.
+    backend, device, precision: "auto" chooses and logs why (also in `info`), as a warning if it
+        leaves a GPU unused; anything else is had or refused with a BackendError. `device` is "cpu",
+        "cuda", or "cuda:1" for the second of the GPUs that CUDA_VISIBLE_DEVICES leaves. `precision`
+        is the arithmetic: "auto" keeps what the bundle's parity was proved in.
     threads: CPU threads for one graph; None leaves it to the runtime.
     streams: runs that may go on at once, for more images per second from several calling threads:
         on a CPU (backend openvino) they share its threads, so each is slower; on a GPU each has
@@ -135,8 +136,10 @@ class Engine:
         self._texts: LruCache[bytes, Features] = LruCache(text_cache if cache else 0)
         self._warned: LruCache[str, bool] = LruCache(_WARNED)
         _log.info(
-            "%s on %s in %s (%s)", choice.backend, choice.device, choice.compute, choice.reason
+            "%s on %s in %s (%s)", choice.backend, choice.place, choice.compute, choice.reason
         )
+        if choice.warning is not None:
+            _log.warning("%s", choice.warning)
         if self._road.mask_device is not choice.device:
             _log.warning(
                 "the mask step runs on the CPU, cris_deploy._kernels was built without CUDA: "

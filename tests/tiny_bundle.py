@@ -91,10 +91,19 @@ def image_nodes():
 
 
 def text_nodes():
+    """Words see those before them, and the sentence is looked up at the end, as exported."""
     node = helper.make_node
     return [
-        node("Gather", ["embedding", "tokens"], ["words"]),
-        node("ReduceMean", ["words", "axis1"], ["sentence"], keepdims=0),
+        node("Gather", ["embedding", "tokens"], ["embedded"]),
+        node("MatMul", ["causal", "embedded"], ["words"]),
+        node("Mul", ["tokens", "length"], ["shifted"]),
+        node("Add", ["shifted", "backwards"], ["rank"]),
+        node("ReduceMax", ["rank", "axis1"], ["last"], keepdims=1),
+        node("Equal", ["rank", "last"], ["end"]),
+        node("Unsqueeze", ["end", "axis1"], ["end3"]),
+        node("Cast", ["end3"], ["at_end"], to=F32),
+        node("MatMul", ["at_end", "words"], ["sentence3"]),
+        node("Squeeze", ["sentence3", "axis1"], ["sentence"]),
         node("Equal", ["tokens", "zero"], ["padding"]),
     ]
 
@@ -125,6 +134,9 @@ def constants():
         "axis2": np.array([2], np.int64),
         "axes23": np.array([2, 3], np.int64),
         "zero": np.array(0, np.int64),
+        "length": np.array(WORD_LEN, np.int64),
+        "backwards": np.arange(WORD_LEN - 1, -1, -1),
+        "causal": (np.tri(WORD_LEN) / np.arange(1, WORD_LEN + 1)[:, None]).astype(np.float32),
         "one": np.array(1, np.float32),
         "double": np.array([1, 1, 2, 2], np.float32),
         "quadruple": np.array([1, 1, 4, 4], np.float32),

@@ -10,6 +10,7 @@ BackendError that says what to install. Only `auto` chooses, and says what it ch
 
 import importlib
 import importlib.util
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,12 +19,12 @@ from typing import Any, Final, Protocol, TypeVar
 
 from numpy.typing import NDArray
 
-from cris_deploy import arguments
+from cris_deploy import arguments, gpu
 from cris_deploy.arguments import MOST_THREADS
 from cris_deploy.bundle import Bundle
 from cris_deploy.errors import BackendError, InputError
 from cris_deploy.manifest import GraphName, Precision
-from cris_deploy.versions import versions_of
+from cris_deploy.versions import version_of, versions_of
 
 AUTO: Final = "auto"
 
@@ -87,6 +88,7 @@ class Settings:
     graphs: whether a GPU's work is captured in CUDA graphs.
     backend: which one, for a module that has several.
     trust_plans: whether plans are taken that the manifest does not list.
+    index: of the GPU, in CUDA's order.
     """
 
     device: Device
@@ -96,17 +98,29 @@ class Settings:
     graphs: bool = True
     backend: BackendName | None = None
     trust_plans: bool = False
+    index: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The backend, device and arithmetic in use, and why these."""
+    """The backend, device and arithmetic in use, and why these.
+
+    `index` is the GPU's; `warning` says why a GPU that is here is not used, if `auto` had to leave
+    it.
+    """
 
     backend: BackendName
     version: str
     device: Device
     compute: Compute
     reason: str
+    index: int = 0
+    warning: str | None = None
+
+    @property
+    def place(self) -> str:
+        """The device as it is asked for: "cpu", "cuda", "cuda:1"."""
+        return _place(self.device, self.index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +178,7 @@ _PREFERENCE: Final = (
     (BackendName.OPENVINO, Device.CPU),
     (BackendName.ONNXRUNTIME, Device.CPU),
 )
+_DEVICE: Final = re.compile(r"(cpu|cuda)|cuda:([0-9]{1,4})")
 _REMEDIES: Final = {
     Compute.FP32: "export without --fp16 and --int8",
     Compute.FP16: "export with --fp16, for a GPU",
@@ -195,14 +210,17 @@ def load_graphs(
     streams = arguments.whole("streams", streams, 1, MOST_THREADS)
     arguments.flag("cuda_graphs", graphs)
     arguments.flag("trust_plans", trust_plans)
-    wanted, where, arithmetic = parse_names(backend, device, precision)
+    wanted, (where, index), arithmetic = parse_names(backend, device, precision)
     graph_names = tuple(names)
     passed_over: list[str] = []
+    overlooked: list[str] = []
     for name, target in _candidates(wanted, where):
         try:
             module = _module(name)
             compute = _choose_compute(module, name, target, bundle.manifest.precision, arithmetic)
-            settings = Settings(target, compute, threads, streams, graphs, name, trust_plans)
+            if target is Device.CUDA:
+                gpu.require_gpu(index, _major("cuda-bindings"))
+            settings = Settings(target, compute, threads, streams, graphs, name, trust_plans, index)
             runtime: Runtime = module.create(settings)
             loaded = {graph: runtime.load(bundle, graph) for graph in graph_names}
             bundle.require_unchanged(graph_names)
@@ -210,11 +228,14 @@ def load_graphs(
             bundle.require_unchanged(graph_names)  # else the backend is not to blame
             if wanted is not None and where is not None:
                 raise
-            passed_over.append(f"{name} on {target} ({error})")
+            passed_over.append(f"{name} on {_place(target, index)} ({error})")
+            if target is Device.CUDA:
+                overlooked.append(passed_over[-1])
             continue
         reason = _reason(backend, device, precision, compute, passed_over)
+        warning = _warning(overlooked) if target is Device.CPU else None
         version = _version(_REGISTRY[name]) or "?"
-        return loaded, Choice(name, version, target, compute, reason)
+        return loaded, Choice(name, version, target, compute, reason, index, warning)
     raise BackendError(
         f"nothing here can run backend {backend} on device {device} in precision {precision}: "
         + "; ".join(passed_over)
@@ -223,13 +244,30 @@ def load_graphs(
 
 def parse_names(
     backend: str, device: str, precision: str
-) -> tuple[BackendName | None, Device | None, Compute | None]:
+) -> tuple[BackendName | None, tuple[Device | None, int], Compute | None]:
     """Read what is asked for, None for `auto`; InputError for an unknown name."""
     return (
         None if backend == AUTO else _parse(BackendName, "backend", backend),
-        None if device == AUTO else _parse(Device, "device", device),
+        parse_device(device),
         None if precision == AUTO else _parse(Compute, "precision", precision),
     )
+
+
+def parse_device(device: str) -> tuple[Device | None, int]:
+    """Read "auto", "cpu", "cuda" or "cuda:1": the device, None for auto, and the GPU's index.
+
+    GPUs are counted from 0 in CUDA's order, among those that CUDA_VISIBLE_DEVICES leaves. Raises
+    InputError for anything else.
+    """
+    if device == AUTO:
+        return None, 0
+    found = _DEVICE.fullmatch(device) if isinstance(device, str) else None
+    if found is None:
+        raise InputError(
+            f"device is {device!r}: give one of {AUTO}, {', '.join(Device)}, or cuda:N for the GPU "
+            "number N, counted from 0"
+        )
+    return (Device(found[1]), 0) if found[1] else (Device.CUDA, int(found[2]))
 
 
 def status(name: BackendName) -> BackendStatus:
@@ -284,9 +322,32 @@ def _choose_compute(
     if asked not in possible:
         raise BackendError(
             f"precision {asked}: {name} on {device} runs an {stored} bundle in "
-            f"{' or '.join(possible)}: {_REMEDIES[asked]}"
+            f"{' or '.join(possible)}: {_remedy(asked, stored)}"
         )
     return asked
+
+
+def _remedy(asked: Compute, stored: Precision) -> str:
+    if asked is Compute.INT8 and stored is Precision.INT8:
+        return "take backend tensorrt, or device cpu"
+    return _REMEDIES[asked]
+
+
+def _place(device: Device, index: int) -> str:
+    return f"{device}:{index}" if index else str(device)
+
+
+def _warning(overlooked: list[str]) -> str | None:
+    """Say why the GPUs that are here are not used; None if there are none, or nobody tried."""
+    gpus = gpu.survey_gpus().gpus if overlooked else ()
+    if not gpus:
+        return None
+    return f"the CPU serves, though CUDA shows {gpus[0].name}: {'; '.join(overlooked)}"
+
+
+def _major(distribution: str) -> int | None:
+    version = version_of(distribution)
+    return None if version is None else int(version.split(".")[0])
 
 
 def _reason(

@@ -34,7 +34,12 @@ def devices() -> tuple[Device, ...]:
 
 
 def computes(precision: Precision, device: Device) -> tuple[Compute, ...]:
-    """Give the one arithmetic of a typed graph: what is stored."""
+    """Give the one arithmetic of a typed graph: what is stored, or can be had of it.
+
+    The CUDA provider has no int8 products: it rounds to int8, and multiplies in float32.
+    """
+    if precision is Precision.INT8 and device is Device.CUDA:
+        return (Compute.FP32,)
     return (Compute(precision.value),)
 
 

@@ -67,7 +67,7 @@ class _TensorRt:
         assert settings.backend is not None
         self._flavour = _FLAVOURS[settings.backend]
         self._settings = settings
-        self.device: Final = open_device(settings.streams)
+        self.device: Final = open_device(settings.streams, index=settings.index)
         try:
             self._module = importlib.import_module(self._flavour.module)
         except ImportError as error:

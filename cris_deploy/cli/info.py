@@ -4,8 +4,6 @@ import argparse
 import dataclasses
 import json
 import platform
-import shutil
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from typing import Final
 from cris_deploy.backends import BackendName, BackendStatus, status
 from cris_deploy.cli import guarded
 from cris_deploy.cpu import Cpu, this_cpu
+from cris_deploy.gpu import Survey, survey_gpus
 from cris_deploy.mask import KernelsBuild, KernelsStatus, kernels_status
 from cris_deploy.versions import version_of
 
@@ -24,7 +23,9 @@ _PACKAGES: Final[Mapping[str, tuple[str, ...]]] = {
     "backends": ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx"),
     "export": ("torch", "torchvision", "open_clip_torch", "onnx", "onnxscript"),
     "engines": ("cuda-python", "pycuda", "polygraphy"),
-}  # Whether products of bytes are added in 16 bits -> what that means.
+}
+
+# Whether products of bytes are added in 16 bits -> what that means.
 _INT8: Final[Mapping[bool, str]] = {
     False: "exact sums",
     True: "16-bit sums (no VNNI): exact for bundles of this version, not the fastest precision; "
@@ -33,24 +34,18 @@ _INT8: Final[Mapping[bool, str]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Gpu:
-    """An NVIDIA GPU as its driver describes it."""
-
-    name: str
-    memory: str
-    compute_capability: str
-    driver: str
-
-
-@dataclass(frozen=True, slots=True)
 class Info:
-    """All that cris-info shows. A version is None if the package is not installed."""
+    """All that cris-info shows. A version is None if the package is not installed.
+
+    `gpu` has the GPUs that CUDA shows to this process, in the order in which device="cuda:N" counts
+    them.
+    """
 
     cris_deploy: str | None
     python: str
     platform: str
     cpu: Cpu
-    gpus: tuple[Gpu, ...]
+    gpu: Survey
     packages: Mapping[str, Mapping[str, str | None]]
     backends: tuple[BackendStatus, ...]
     kernels: KernelsStatus
@@ -63,7 +58,7 @@ def collect() -> Info:
         python=f"{platform.python_implementation()} {platform.python_version()}",
         platform=platform.platform(),
         cpu=this_cpu(),
-        gpus=_gpus(),
+        gpu=survey_gpus(),
         packages={
             group: {name: version_of(name) for name in names} for group, names in _PACKAGES.items()
         },
@@ -82,11 +77,14 @@ def describe(info: Info) -> str:
         f"              {', '.join(cpu.features) or 'no vector extensions reported'}",
         f"              int8: {_INT8[cpu.saturates]}",
     ]
+    served = (
+        "" if info.gpu.cuda is None else f", driver for CUDA {info.gpu.cuda[0]}.{info.gpu.cuda[1]}"
+    )
     lines += [
-        f"GPU           {gpu.name}, {gpu.memory}, compute capability {gpu.compute_capability}, "
-        f"driver {gpu.driver}"
-        for gpu in info.gpus
-    ] or ["GPU           none (nvidia-smi finds no NVIDIA GPU)"]
+        f"{f'GPU cuda:{index}':<14}{gpu.name}, {gpu.memory_bytes >> 20:,} MiB, "
+        f"{gpu.compute_capability}{served}"
+        for index, gpu in enumerate(info.gpu.gpus)
+    ] or [f"GPU           none ({info.gpu.problem})"]
     lines += ["", "Kernels"]
     kernels = info.kernels
     if kernels.build is KernelsBuild.BUILT:
@@ -107,25 +105,6 @@ def describe(info: Info) -> str:
         lines += ["", f"Packages: {group}"]
         lines += [f"  {name:<24}{version or '-'}" for name, version in packages.items()]
     return "\n".join(lines)
-
-
-def _gpus() -> tuple[Gpu, ...]:
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return ()
-    query = "--query-gpu=name,memory.total,compute_cap,driver_version"
-    try:
-        result = subprocess.run(
-            [program, query, "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):  # a driver that does not answer is no GPU
-        return ()
-    rows = ([cell.strip() for cell in line.split(",")] for line in result.stdout.splitlines())
-    return tuple(Gpu(*row) for row in rows if len(row) == 4)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

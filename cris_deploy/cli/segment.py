@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cris_deploy.backends import AUTO, BackendName, Compute, Device
+from cris_deploy.backends import AUTO, BackendName, Compute
 from cris_deploy.cli import guarded, one_line
 from cris_deploy.cli.jobs import BadEntry, Job, read_jobs
 from cris_deploy.errors import CrisError, InputError
@@ -230,7 +230,10 @@ def _parser() -> argparse.ArgumentParser:
         "--backend", default=AUTO, choices=[AUTO, *BackendName], help="runtime (default: auto)"
     )
     parser.add_argument(
-        "--device", default=AUTO, choices=[AUTO, *Device], help="device (default: auto)"
+        "--device",
+        default=AUTO,
+        metavar="NAME",
+        help="auto, cpu, cuda, or cuda:N for the GPU number N, from 0 (default: auto)",
     )
     parser.add_argument(
         "--precision", default=AUTO, choices=[AUTO, *Compute], help="arithmetic (default: auto)"

@@ -165,11 +165,11 @@ class Lane:
 
 
 class CudaDevice:
-    """The first GPU that CUDA shows to this process (CUDA_VISIBLE_DEVICES chooses)."""
+    """A GPU that CUDA shows to this process (CUDA_VISIBLE_DEVICES chooses which it counts)."""
 
-    def __init__(self, cuda: Cuda, lanes: int = 1) -> None:
+    def __init__(self, cuda: Cuda, lanes: int = 1, index: int = 0) -> None:
         self.cuda: Final = cuda
-        self.index: Final = 0
+        self.index: Final = index
         self.gate: Final = Gate()
         self._lock = Lock()
         with self._current():
@@ -235,11 +235,7 @@ class CudaDevice:
                 self.cuda.try_call("cudaSetDevice", before)
 
 
-def open_device(lanes: int) -> CudaDevice:
-    """Open the GPU; BackendError says what is missing: driver, GPU or cuda-python."""
-    survey = gpu.survey_gpus()
-    if not survey.gpus:
-        raise BackendError(
-            f"device cuda: {survey.problem}: run on a machine with one, or take device cpu"
-        )
-    return CudaDevice(load_cuda(), lanes)
+def open_device(lanes: int, index: int = 0) -> CudaDevice:
+    """Open a GPU; BackendError says what is missing: driver, GPU or cuda-python."""
+    gpu.require_gpu(index)
+    return CudaDevice(load_cuda(), lanes, index)

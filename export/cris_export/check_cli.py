@@ -31,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="run the bundle's samples here and compare with FP32 PyTorch's answers, which it "
         "holds; --min-iou and --max-logit-error are its own by default",
     )
-    for name, values in (("backend", BackendName), ("device", Device), ("precision", Compute)):
+    devices = (*Device, "cuda:N for the GPU number N, from 0")
+    for name, values in (("backend", BackendName), ("device", devices), ("precision", Compute)):
         group.add_argument(
             f"--{name}",
             metavar="NAME",

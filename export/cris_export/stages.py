@@ -85,8 +85,23 @@ class TextStage(nn.Module):
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, L) int64 -> words (B, L, T), sentence (B, E), padding (B, L) bool."""
         # The same arithmetic on the same parameters; only the image encoder is left behind.
-        text = Backbone.encode_text(self, tokens)  # type: ignore[arg-type]
-        return text.words, text.sentence, text.padding
+        words = Backbone.encode_words(self, tokens)  # type: ignore[arg-type]
+        return words, take_end(words, tokens) @ self.text_projection, tokens == 0
+
+
+def take_end(words: Tensor, tokens: Tensor) -> Tensor:
+    """Words (B, L, T) at the largest of the tokens (B, L) int64, the first one of equals -> (B, T).
+
+    The end token has the largest id, and a text that spells it out has it twice. ONNX Runtime's
+    CUDA provider has no ArgMax of integers, and before 1.31 its GatherND replays a captured copy
+    from freed memory: so the position is found by comparison, with earlier positions ahead among
+    equals, and taken by a product, which is exact, as all other summands are zero.
+    """
+    length = tokens.shape[1]
+    # Below 2^24 for 49,408 tokens and 77 positions: kernels that compare as float32 are exact, too.
+    rank = tokens * length + torch.arange(length - 1, -1, -1, device=tokens.device)
+    end = rank == rank.amax(dim=1, keepdim=True)
+    return (end[:, None].to(words.dtype) @ words).squeeze(1)  # (B, 1, L) @ (B, L, T)
 
 
 class MaskStage(nn.Module):

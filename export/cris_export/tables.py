@@ -64,7 +64,7 @@ def _changed(report: CheckReport) -> list[str]:
 
 def _runtime(report: CheckReport) -> str:
     choice = report.choice
-    return f"{choice.backend} {choice.version} on {choice.device} in {choice.compute}"
+    return f"{choice.backend} {choice.version} on {choice.place} in {choice.compute}"
 
 
 def _samples(samples: Iterable[SampleCheck]) -> list[str]:

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
@@ -108,6 +109,7 @@ def _trace(
     model = program.model
     model.graph.name = name
     _name_dimensions(model, spec)
+    _fix_reshapes(model)
     _drop_provenance(model)
     return model
 
@@ -119,6 +121,49 @@ def _name_dimensions(model: ir.Model, spec: GraphSpec) -> None:
             assert value.name is not None
             assert value.shape is not None
             value.shape = ir.Shape([names[value.name], *value.shape[1:]])
+
+
+def _fix_reshapes(model: ir.Model) -> None:
+    """Write down the shapes that the exporter has a graph compute: only the batch is free in them.
+
+    Arithmetic on shapes runs on the CPU, wherever the graph runs: ONNX Runtime's CUDA provider then
+    cannot have all nodes, unless each batch size gets a session, with weights, of its own.
+    """
+    known: dict[ir.Value, list[int]] = {}  # the free dimension as -1, which is Reshape's, too
+
+    def numbers(value: ir.Value | None) -> list[int] | None:
+        if value is None or value.const_value is None:
+            return None if value is None else known.get(value)
+        if value.dtype != ir.DataType.INT64:  # shapes have no other
+            return None
+        return [int(number) for number in value.const_value.numpy().ravel()]
+
+    for node in list(model.graph):
+        result = node.outputs[0]
+        given = [numbers(value) for value in node.inputs]
+        parts = [part for part in given if part is not None]
+        whole = len(parts) == len(given)
+        if node.op_type == "Shape":
+            shape = None if node.inputs[0] is None else node.inputs[0].shape
+            if shape is not None:  # it never has more than one free dimension, the batch
+                start, end = (node.attributes.get_int(key, None) for key in ("start", "end"))
+                sides = [side if isinstance(side, int) else -1 for side in shape]
+                known[result] = sides[start:end]
+        elif node.op_type == "Slice" and whole and len(parts) == 3:
+            known[result] = parts[0][parts[1][0] : parts[2][0]]
+        elif node.op_type == "Concat" and whole:
+            known[result] = [side for part in parts for side in part]
+        elif node.op_type == "Reshape" and node.inputs[1] in known:
+            tensor = ir.tensor(np.array(given[1], np.int64), name=f"{node.name}_shape")
+            value = ir.Value(name=tensor.name, const_value=tensor)
+            value.shape, value.dtype = ir.Shape(tensor.shape.numpy()), tensor.dtype
+            model.graph.register_initializer(value)
+            node.replace_input_with(1, value)
+    for node in reversed(list(model.graph)):
+        if node.outputs[0] in known and not node.outputs[0].uses():
+            model.graph.remove(node, safe=True)
+    for name in [n for n, value in model.graph.initializers.items() if not value.uses()]:
+        del model.graph.initializers[name]
 
 
 def _drop_provenance(model: ir.Model) -> None:

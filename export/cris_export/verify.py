@@ -144,7 +144,7 @@ def require(asked: Asked) -> None:
             f"the parity gate runs every export with {REFERENCE[0]}, which is not installed: run "
             f"{status(REFERENCE[0]).install}"
         )
-    backend, device, _ = parse_names(asked.backend, asked.device, asked.precision)
+    backend, (device, _), _ = parse_names(asked.backend, asked.device, asked.precision)
     if backend is None and device is None:
         return
     found = [status(name) for name in BackendName if backend in (None, name)]

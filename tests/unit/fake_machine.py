@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from cris_deploy import Engine, device, gpu
+from cris_deploy.backends import cuda_libraries
 from cris_deploy.backends import onnxruntime as onnxruntime_backend
 from cris_deploy.backends import tensorrt as tensorrt_backend
 from cris_deploy.cuda import api
@@ -53,6 +54,8 @@ class Machine:
         monkeypatch.setattr(tensorrt_backend, "importlib", load)
         api.load_cuda.cache_clear()
         monkeypatch.setattr(onnxruntime_backend, "_module", lambda: self.onnxruntime)
+        self.missing: set[str] = set()  # libraries that cannot be loaded
+        monkeypatch.setattr(cuda_libraries, "_loads", lambda name, load: name not in self.missing)
         find = importlib.util.find_spec
         here = ("tensorrt", "tensorrt_rtx", "onnxruntime")
         monkeypatch.setattr(

@@ -3,14 +3,13 @@
 import dataclasses
 import importlib.metadata
 import json
-import subprocess
 
 import pytest
 
 from cris_deploy.backends import BackendName, Device
-from cris_deploy.cli import info as module
-from cris_deploy.cli.info import Gpu, collect, describe, main
+from cris_deploy.cli.info import collect, describe, main
 from cris_deploy.cpu import describe as describe_cpu
+from cris_deploy.gpu import Gpu, Survey
 from cris_deploy.mask import KernelsBuild, KernelsStatus
 
 
@@ -95,21 +94,13 @@ def test_cpu(tmp_path):
     assert describe_cpu(tmp_path / "none").features == ()
 
 
-def test_gpus(info, monkeypatch):
-    monkeypatch.setattr(module.shutil, "which", lambda name: None)
-    assert module._gpus() == ()
-    assert "GPU           none" in describe(dataclasses.replace(info, gpus=()))
-    monkeypatch.setattr(module.shutil, "which", lambda name: "/bin/" + name)
-    answer = "NVIDIA X, 81559 MiB, 9.0, 595.10\n"
-    monkeypatch.setattr(
-        module.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 0, answer, "")
+def test_gpus_as_cuda_counts_them(info):
+    gpus = (Gpu("NVIDIA X", "sm90", 80 << 30), Gpu("NVIDIA Y", "sm86", 24 << 30))
+    text = describe(dataclasses.replace(info, gpu=Survey(gpus, None, (13, 2))))
+    assert "GPU cuda:0    NVIDIA X, 81,920 MiB, sm90, driver for CUDA 13.2\n" in text
+    assert "GPU cuda:1    NVIDIA Y, 24,576 MiB, sm86" in text
+    hidden = Survey((), "the NVIDIA driver shows no GPU (CUDA_VISIBLE_DEVICES is '')", (13, 2))
+    text = describe(dataclasses.replace(info, gpu=hidden))
+    assert (
+        "GPU           none (the NVIDIA driver shows no GPU (CUDA_VISIBLE_DEVICES is ''))" in text
     )
-    gpus = module._gpus()
-    assert gpus == (Gpu("NVIDIA X", "81559 MiB", "9.0", "595.10"),)
-    assert "NVIDIA X, 81559 MiB" in describe(dataclasses.replace(info, gpus=gpus))
-
-    def fail(*arguments, **options):
-        raise subprocess.TimeoutExpired("nvidia-smi", 20)
-
-    monkeypatch.setattr(module.subprocess, "run", fail)
-    assert module._gpus() == ()

@@ -179,16 +179,6 @@ def test_what_cannot_be_captured_runs_and_says_so(machine, images, reference, ca
     machine.check()
 
 
-def test_onnxruntime_has_a_session_per_bucket(machine, images):
-    with machine.engine("onnxruntime") as engine:
-        engine.segment(images[0], [f"n{i}" for i in range(5)])
-        engine.segment(images[0], [f"m{i}" for i in range(7)])
-        shapes = [session.shapes for session in machine.onnxruntime.sessions]
-        rows = sorted((len(s), *(v[0] for v in s.values())) for s in shapes)
-        # Image and text encoder for 1, mask decoder for 1; text and decoder for 8 and one image.
-        assert rows == [(1, 1), (1, 1), (1, 8), (6, *[1] * 6), (6, 8, 8, 8, 1, 1, 1)]
-
-
 # Everything is given back
 
 

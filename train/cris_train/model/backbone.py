@@ -136,14 +136,19 @@ class Backbone(nn.Module):
 
     def encode_text(self, tokens: Tensor) -> TextFeatures:
         """(B, L) int64 tokens -> features of words and sentence; CRIS, section 3.1."""
-        batch, length = tokens.shape
-        x = self.token_embedding(tokens) + self.positional_embedding[:length]
-        causal = torch.full((length, length), float("-inf"), device=x.device).triu(1)
-        words = self.ln_final(self.transformer(x, attn_mask=causal))
+        words = self.encode_words(tokens)
         # The end token has the largest id of the vocabulary.
         end = tokens.argmax(dim=1)
-        sentence = words[torch.arange(batch, device=x.device), end] @ self.text_projection
-        return TextFeatures(words, sentence, tokens == 0)
+        rows = torch.arange(len(tokens), device=tokens.device)
+        return TextFeatures(words, words[rows, end] @ self.text_projection, tokens == 0)
+
+    def encode_words(self, tokens: Tensor) -> Tensor:
+        """(B, L) int64 tokens -> a feature for each (B, L, text_width), normed, not projected."""
+        length = tokens.shape[1]
+        x = self.token_embedding(tokens) + self.positional_embedding[:length]
+        causal = torch.full((length, length), float("-inf"), device=x.device).triu(1)
+        words: Tensor = self.ln_final(self.transformer(x, attn_mask=causal))
+        return words
 
     def _init_text(self, config: CrisConfig) -> None:
         """CLIP's initialisation, for training from nothing."""
