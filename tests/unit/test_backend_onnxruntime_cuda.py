@@ -6,7 +6,7 @@ import logging
 import numpy as np
 import onnx
 import pytest
-from cris_deploy.check import check
+from cris_deploy.bundle_check import check
 
 from cris_deploy import Engine, gpu
 from cris_deploy import backends as module
