@@ -61,6 +61,8 @@ class Engine:
     cuda_graphs: capture a GPU's work for each batch size when it is first seen, and replay it.
     cache: keep features of the last images and expressions, `image_cache` and `text_cache` many.
     max_pixels: images above are refused before they are decoded.
+    allow_plan_code: run the machine code that version-compatible TensorRT plans bring for this
+        computer's processor. Whoever wrote the plan then runs code in this process.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Engine:
         text_cache: int = 1024,
         max_pixels: int = images.MAX_PIXELS,
         verify: bool = True,
+        allow_plan_code: bool = False,
     ) -> None:
         for name, value in (("image_cache", image_cache), ("text_cache", text_cache)):
             if value < 0:
@@ -91,7 +94,15 @@ class Engine:
         self._tokenizer = Tokenizer.from_file(opened.tokenizer, self._model.word_len)
         self._graphs: dict[GraphName, Graph] | None
         self._graphs, choice = load_graphs(
-            opened, _INTERFACES, backend, device, precision, threads, streams, cuda_graphs
+            opened,
+            _INTERFACES,
+            backend,
+            device,
+            precision,
+            threads,
+            streams,
+            cuda_graphs,
+            allow_plan_code,
         )
         self._road: Final = _road(choice, self._graphs, self._model, threads)
         self.max_pixels: Final = max_pixels

@@ -84,6 +84,8 @@ class Settings:
     streams: runs that may go on at once; on a CPU they share the processors.
     graphs: whether a GPU's work is captured in CUDA graphs.
     backend: which one, for a module that has several.
+    plan_code: whether plans may bring machine code for the host.
+    timeout: seconds that a wait may take; None waits for as long as it takes.
     """
 
     device: Device
@@ -92,6 +94,8 @@ class Settings:
     streams: int = 1
     graphs: bool = True
     backend: BackendName | None = None
+    plan_code: bool = False
+    timeout: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +184,7 @@ def load_graphs(
     threads: int | None = None,
     streams: int = 1,
     graphs: bool = True,
+    allow_plan_code: bool = False,
 ) -> tuple[dict[GraphName, Graph], Choice]:
     """Load graphs of a bundle with what is asked for, or with the first of what `auto` tries.
 
@@ -198,7 +203,7 @@ def load_graphs(
         try:
             module = _module(name)
             compute = _choose_compute(module, name, target, bundle.manifest.precision, arithmetic)
-            settings = Settings(target, compute, threads, streams, graphs, name)
+            settings = Settings(target, compute, threads, streams, graphs, name, allow_plan_code)
             runtime: Runtime = module.create(settings)
             loaded = {graph: runtime.load(bundle, graph) for graph in graph_names}
         except BackendError as error:

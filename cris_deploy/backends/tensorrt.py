@@ -9,7 +9,8 @@ import importlib
 import logging
 import threading
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,10 +19,11 @@ import numpy as np
 from cris_deploy import gpu, plans
 from cris_deploy.backends import BackendName, Compute, Device, Graph, Runtime, Settings, one_line
 from cris_deploy.bundle import Bundle
+from cris_deploy.cuda.api import load_cuda
 from cris_deploy.cuda.device import Lane, open_device
 from cris_deploy.cuda.graph import Captured, DeviceGraph, Sizes
 from cris_deploy.cuda.memory import DeviceTensor, Memory, Pool
-from cris_deploy.errors import BackendError
+from cris_deploy.errors import BackendError, CrisError
 from cris_deploy.manifest import GraphName, Precision
 from cris_deploy.plans import PlanRecord, RuntimeName
 
@@ -70,7 +72,7 @@ class _TensorRt:
         self.device: Final = open_device(settings.streams)
         try:
             self._module = importlib.import_module(self._flavour.module)
-        except ImportError as error:
+        except (ImportError, OSError) as error:  # OSError: a library of it cannot be opened
             raise BackendError(
                 f"backend {settings.backend} cannot be imported ({one_line(error)}): run "
                 + self._flavour.install
@@ -83,6 +85,14 @@ class _TensorRt:
             self._flavour.runtime, self._module.__version__, first.compute_capability, first.name
         )
         record = plans.choose_plan(bundle, name, host)
+        if record.version_compatible and not self._settings.plan_code:
+            raise BackendError(
+                f"{record.file} is version-compatible: it holds machine code for this computer's "
+                "processor, which loading runs: make the engine with allow_plan_code=True if you "
+                "trust where the plan came from, or "
+                + plans.rebuild_command(bundle, record)
+                + ", without --version-compatible"
+            )
         plan = _Plan(self._module, self._log, bundle, record)
         spec = bundle.manifest.graphs[name]
         plan.check({tensor.name: np.dtype(tensor.dtype.value) for tensor in spec.inputs})
@@ -121,11 +131,13 @@ class _Plan:
 
     def _load(self) -> tuple[Any, Any]:
         content = plans.read_plan(self._bundle, self.record)
-        self.log.clear()
-        runtime = self.module.Runtime(self.log)
-        engine = runtime.deserialize_cuda_engine(content)
+        record = self.record
+        with self.guarded("cannot be loaded"):
+            runtime = self.module.Runtime(self.log)
+            if record.version_compatible:  # without this it is refused; see `_TensorRt.load`
+                runtime.engine_host_code_allowed = True
+            engine = runtime.deserialize_cuda_engine(content)
         if engine is None:
-            record = self.record
             built_on = f" ({record.gpu})" if record.gpu else ""
             raise BackendError(
                 f"{record.runtime} {self.module.__version__} refuses {record.file}, built with "
@@ -134,6 +146,28 @@ class _Plan:
                 + plans.rebuild_command(self._bundle, record)
             )
         return runtime, engine
+
+    @contextmanager
+    def guarded(self, what: str) -> Iterator[None]:
+        """Make what TensorRT raises ours; most of its calls give False or None, some raise."""
+        self.log.clear()
+        try:
+            yield
+        except CrisError:
+            raise
+        except Exception as error:
+            raise self.failure(what, one_line(error)) from None
+
+    def failure(self, what: str, raised: str = "") -> BackendError:
+        """Make the error for a call that failed, from what TensorRT said meanwhile."""
+        said = "; ".join(filter(None, (self.log.said(), raised)))
+        if "out of memory" in said.lower() or "OutOfMemory" in said:
+            return load_cuda().out_of_memory()
+        record = self.record
+        return BackendError(
+            f"{record.runtime} {self.module.__version__}: {record.file} {what}"
+            + (f": {said}" if said else "")
+        )
 
 
 class _Binder:
@@ -160,7 +194,8 @@ class _Binder:
         return sizes  # shapes are free within a profile
 
     def bind(self, lane: Lane, sizes: Sizes, inputs: Mapping[str, DeviceTensor]) -> "_Program":
-        return _Program(self._plan, lane, inputs, self._graphs)
+        with self._plan.guarded("cannot be bound"):
+            return _Program(self._plan, lane, inputs, self._graphs)
 
 
 class _Program:
@@ -177,7 +212,7 @@ class _Program:
         for name, tensor in inputs.items():
             self._check(self._context.set_input_shape(name, tensor.shape), f"the shape of {name}")
         if missing := self._context.infer_shapes():
-            raise self._failure(f"needs {', '.join(missing)} before it can run")
+            raise self._plan.failure(f"needs {', '.join(missing)} before it can run")
         # Kept, though it may outgrow its use on the lane: a captured graph has its address.
         self._scratch: Memory | None = self._provide_scratch()
         self.outputs = {
@@ -187,7 +222,7 @@ class _Program:
         self._inputs = inputs
         for name, tensor in {**inputs, **self.outputs}.items():
             if tensor.dtype != self._type(name):
-                raise self._failure(f"has {name} in {self._type(name)}, not {tensor.dtype}")
+                raise self._plan.failure(f"has {name} in {self._type(name)}, not {tensor.dtype}")
             self._check(
                 self._context.set_tensor_address(name, tensor.pointer), f"the address of {name}"
             )
@@ -224,14 +259,13 @@ class _Program:
             return None
 
     def _enqueue(self) -> None:
-        self._plan.log.clear()
-        if not self._context.execute_async_v3(self._lane.stream.handle):
-            raise self._failure("failed to run")
+        with self._plan.guarded("failed to run"):
+            if not self._context.execute_async_v3(self._lane.stream.handle):
+                raise self._plan.failure("failed to run")
 
     def _make_context(self) -> Any:
         module = self._plan.module
         user_managed = module.ExecutionContextAllocationStrategy.USER_MANAGED
-        self._plan.log.clear()
         if self._plan.record.runtime is RuntimeName.TENSORRT_RTX:
             config = self._engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(user_managed)
@@ -243,14 +277,14 @@ class _Program:
         else:
             context = self._engine.create_execution_context(user_managed)
         if context is None:
-            raise self._failure("cannot make an execution context")
+            raise self._plan.failure("cannot make an execution context")
         return context
 
     def _choose_profile(self, inputs: Mapping[str, DeviceTensor]) -> None:
         shapes = {name: tensor.shape for name, tensor in inputs.items()}
         profile = self._plan.record.profile_for(shapes)
         if profile is None:
-            raise self._failure(
+            raise self._plan.failure(
                 "has no profile for "
                 + ", ".join(f"{name} {shape}" for name, shape in shapes.items())
             )
@@ -278,17 +312,7 @@ class _Program:
 
     def _check(self, worked: bool, what: str) -> None:
         if not worked:
-            raise self._failure(f"does not take {what}")
-
-    def _failure(self, what: str) -> BackendError:
-        said = self._plan.log.said()
-        if "out of memory" in said.lower() or "OutOfMemory" in said:
-            return self._lane.device.cuda.out_of_memory()
-        record = self._plan.record
-        return BackendError(
-            f"{record.runtime} {self._plan.module.__version__}: {record.file} {what}"
-            + (f": {said}" if said else "")
-        )
+            raise self._plan.failure(f"does not take {what}")
 
 
 def _make_log(module: Any) -> Any:

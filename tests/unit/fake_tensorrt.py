@@ -84,6 +84,13 @@ class FakeTensorRt:
         self.refuse: str | None = None  # the reason why no plan loads
         self.failing_runs = 0
         self.capturable = True
+        self.host_code_allowed: list[bool] = []
+        self.raises: dict[str, Exception] = {}  # what a method raises, once
+
+    def may_raise(self, method: str) -> None:
+        error = self.raises.pop(method, None)
+        if error is not None:
+            raise error
 
     def Runtime(self, log: ILogger) -> "Runtime":
         assert isinstance(log, ILogger)
@@ -97,14 +104,21 @@ class FakeTensorRt:
 class Runtime:
     def __init__(self, module: FakeTensorRt, log: ILogger) -> None:
         self.module, self.log = module, log
+        self.engine_host_code_allowed = False
 
     def deserialize_cuda_engine(self, content: bytes) -> "Engine | None":
         self.module.loads += 1
+        self.module.may_raise("deserialize_cuda_engine")
         if self.module.refuse is not None:
             self.log.log(Severity.WARNING, "this is only a warning")
             self.log.log(Severity.ERROR, self.module.refuse)
             return None
-        return Engine(self.module, self.log, json.loads(content))
+        plan = json.loads(content)
+        self.module.host_code_allowed.append(self.engine_host_code_allowed)
+        if plan["host_code"] and not self.engine_host_code_allowed:
+            self.log.log(Severity.ERROR, "engine_host_code_allowed is false")
+            return None
+        return Engine(self.module, self.log, plan)
 
 
 class RuntimeConfig:
@@ -179,6 +193,7 @@ class Context:
         return True
 
     def infer_shapes(self) -> list[str]:
+        self.module.may_raise("infer_shapes")
         return [name for name in self.engine.inputs if name not in self.shapes]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
@@ -199,6 +214,7 @@ class Context:
         return name in self.engine.kinds
 
     def execute_async_v3(self, stream: int) -> bool:
+        self.module.may_raise("execute_async_v3")
         if self.module.failing_runs:
             self.module.failing_runs -= 1
             self.engine.log.log(Severity.ERROR, "the engine broke")
@@ -239,6 +255,7 @@ def write_plans(
     targets: tuple[str, ...] = ("sm86",),
     gpu: str | None = GPU,
     most: int = 8,
+    version_compatible: bool = False,
 ) -> None:
     """Give a bundle plans of all its graphs, for batches up to `most`."""
     bundle = Bundle.open(path)
@@ -249,7 +266,12 @@ def write_plans(
         if name is GraphName.MASK_DECODER:
             profiles.insert(0, _profile(spec.inputs, most, one_image=True))
         short = [{n: (r.min, r.max) for n, r in p.inputs.items()} for p in profiles]
-        plan = json.dumps({"onnx": str(bundle.graph(name)), "profiles": short}).encode()
+        content = {
+            "onnx": str(bundle.graph(name)),
+            "profiles": short,
+            "host_code": version_compatible,  # its lean runtime
+        }
+        plan = json.dumps(content).encode()
         file = plan_name(name, runtime, targets)
         (folder(bundle) / file).write_bytes(plan)
         graph_sha256, weights_sha256 = graph_hashes(bundle, name)
@@ -268,6 +290,7 @@ def write_plans(
             plan_bytes=len(plan),
             built="2026-11-22T00:00:00Z",
             build_seconds=1.0,
+            version_compatible=version_compatible,
         )
         write_sidecar(folder(bundle), record)
 

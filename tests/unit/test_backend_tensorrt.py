@@ -91,6 +91,50 @@ def test_plan_that_the_runtime_refuses(machine):
     assert "only a warning" not in str(caught.value)
 
 
+def test_version_compatible_plans_load_if_their_code_may_run(machine):
+    remove_plans(machine)
+    write_plans(machine.bundle, version_compatible=True)
+    with pytest.raises(
+        BackendError, match=r"machine code.*allow_plan_code=True if you trust.*cris-export"
+    ):
+        machine.engine("tensorrt")
+    assert machine.tensorrt.loads == 0
+    with machine.engine("tensorrt", allow_plan_code=True) as engine:
+        assert engine.segment(IMAGE, "a").mask.shape == IMAGE.shape[:2]
+    # What is exact needs no such code, whatever is allowed.
+    remove_plans(machine)
+    write_plans(machine.bundle)
+    machine.engine("tensorrt", allow_plan_code=True).close()
+    assert machine.tensorrt.host_code_allowed[-3:] == [False] * 3
+
+
+@pytest.mark.parametrize("method", ["deserialize_cuda_engine", "infer_shapes"])
+def test_what_tensorrt_raises_is_ours_so_that_auto_goes_on(machine, method):
+    machine.tensorrt.raises[method] = RuntimeError("it threw")
+    if method == "infer_shapes":  # shapes are bound by the first run
+        with machine.engine("tensorrt") as engine, pytest.raises(BackendError, match="it threw"):
+            engine.segment(IMAGE, "a")
+        return
+    with pytest.raises(BackendError, match=r"image_encoder\.tensorrt\.sm86\.plan .*it threw"):
+        machine.engine("tensorrt")
+    machine.tensorrt.raises[method] = RuntimeError("it threw")
+    with Engine(machine.bundle) as engine:
+        assert engine.info.backend is BackendName.TENSORRT_RTX
+        assert "it threw" in engine.info.reason
+    machine.check()
+
+
+def test_a_run_that_raises_empties_the_caches(machine):
+    with machine.engine("tensorrt", cuda_graphs=False) as engine:
+        expected = engine.segment(IMAGE, "a")
+        machine.tensorrt.raises["execute_async_v3"] = RuntimeError("it threw")
+        with pytest.raises(BackendError, match="failed to run: it threw"):
+            engine.segment(IMAGE[:20], "b")
+        assert len(engine._scenes) == len(engine._texts) == 0
+        np.testing.assert_allclose(engine.segment(IMAGE, "a").logits, expected.logits, atol=1e-4)
+    machine.check()
+
+
 def test_damaged_plan(machine):
     path = next(folder(Bundle.open(machine.bundle)).glob("mask_decoder.tensorrt.*.plan"))
     content = bytearray(path.read_bytes())
