@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cris_deploy import image as images
-from cris_deploy.backends import AUTO, Choice, Device, Graph, load_graphs
+from cris_deploy.backends import AUTO, Choice, Device, Graph, close_graphs, load_graphs
 from cris_deploy.bundle import Bundle
 from cris_deploy.deviation import Deviation, finite
 from cris_deploy.engine import Engine
@@ -156,7 +156,10 @@ def check(
         # Two at a time, so that the batch axis is used. A plan may be made for one, and a GPU
         # captures every batch size anew.
         batch = 2 if choice.device is Device.CPU else 1
-        samples += _by_full_graph(opened, graphs[GraphName.FULL], references, batch)
+        try:
+            samples += _by_full_graph(opened, graphs[GraphName.FULL], references, batch)
+        finally:
+            close_graphs(graphs.values())
     if min_iou is None:
         parity = opened.manifest.parity
         min_iou = parity.min_iou if parity is not None else DEFAULT_MIN_IOU

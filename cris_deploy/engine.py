@@ -63,6 +63,8 @@ class Engine:
     max_pixels: images above are refused before they are decoded.
     allow_plan_code: run the machine code that version-compatible TensorRT plans bring for this
         computer's processor. Whoever wrote the plan then runs code in this process.
+    timeout: seconds that any one wait may take (for a free stream, for what a GPU computes), then
+        it ends with an EngineTimeoutError; None waits for as long as it takes.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Engine:
         max_pixels: int = images.MAX_PIXELS,
         verify: bool = True,
         allow_plan_code: bool = False,
+        timeout: float | None = None,
     ) -> None:
         for name, value in (("image_cache", image_cache), ("text_cache", text_cache)):
             if value < 0:
@@ -103,6 +106,7 @@ class Engine:
             streams,
             cuda_graphs,
             allow_plan_code,
+            timeout,
         )
         self._road: Final = _road(choice, self._graphs, self._model, threads)
         self.max_pixels: Final = max_pixels

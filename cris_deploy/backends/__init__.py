@@ -10,6 +10,7 @@ BackendError that says what to install. Only `auto` chooses, and says what it ch
 
 import importlib
 import importlib.util
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -74,6 +75,9 @@ class Runtime(Protocol):
 
     def load(self, bundle: Bundle, name: GraphName) -> Graph:
         """Load a graph of a bundle; BackendError if that fails."""
+
+    def close(self) -> None:
+        """Give back what its graphs hold; none of them is used any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +189,7 @@ def load_graphs(
     streams: int = 1,
     graphs: bool = True,
     allow_plan_code: bool = False,
+    timeout: float | None = None,
 ) -> tuple[dict[GraphName, Graph], Choice]:
     """Load graphs of a bundle with what is asked for, or with the first of what `auto` tries.
 
@@ -194,6 +199,8 @@ def load_graphs(
         raise InputError(f"threads is {threads}: give at least 1, or None for all cores")
     if streams < 1:
         raise InputError(f"streams is {streams}: give at least 1")
+    if timeout is not None and not (isinstance(timeout, (int, float)) and 0 < timeout < math.inf):
+        raise InputError(f"timeout is {timeout!r}: give seconds above 0, or None for no end")
     wanted = None if backend == AUTO else _parse(BackendName, "backend", backend)
     where = None if device == AUTO else _parse(Device, "device", device)
     arithmetic = None if precision == AUTO else _parse(Compute, "precision", precision)
@@ -203,9 +210,10 @@ def load_graphs(
         try:
             module = _module(name)
             compute = _choose_compute(module, name, target, bundle.manifest.precision, arithmetic)
-            settings = Settings(target, compute, threads, streams, graphs, name, allow_plan_code)
-            runtime: Runtime = module.create(settings)
-            loaded = {graph: runtime.load(bundle, graph) for graph in graph_names}
+            settings = Settings(
+                target, compute, threads, streams, graphs, name, allow_plan_code, timeout
+            )
+            loaded = _load(module.create(settings), bundle, graph_names)
         except BackendError as error:
             if wanted is not None and where is not None:
                 raise
@@ -218,6 +226,14 @@ def load_graphs(
         f"nothing here can run backend {backend} on device {device} in precision {precision}: "
         + "; ".join(passed_over)
     )
+
+
+def close_graphs(graphs: Iterable[Graph]) -> None:
+    """Give back what loaded graphs hold of a GPU; none of them is used any more."""
+    for graph in graphs:
+        device = getattr(graph, "device", None)  # what runs on a CPU ends with its last user
+        if device is not None:
+            device.close()
 
 
 def status(name: BackendName) -> BackendStatus:
@@ -246,6 +262,15 @@ def _candidates(
     for name, target in _PREFERENCE:
         if backend in (None, name) and device in (None, target):
             yield name, target
+
+
+def _load(runtime: Runtime, bundle: Bundle, names: tuple[GraphName, ...]) -> dict[GraphName, Graph]:
+    """Load graphs, all or none: what was loaded before one that fails holds nothing afterwards."""
+    try:
+        return {name: runtime.load(bundle, name) for name in names}
+    except BaseException:
+        runtime.close()
+        raise
 
 
 def _module(name: BackendName) -> ModuleType:

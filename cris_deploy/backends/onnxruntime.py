@@ -59,6 +59,9 @@ class _OnnxRuntime:
         half = bundle.manifest.precision is Precision.FP16
         return _Session(bundle.graph(name), self._settings.threads, half=half)
 
+    def close(self) -> None:
+        """Do nothing: a session ends with its graph."""
+
 
 class _Session:
     """One session. `Run` of ONNX Runtime is thread-safe."""

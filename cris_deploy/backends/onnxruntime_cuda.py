@@ -38,7 +38,7 @@ class CudaRuntime:
     def __init__(self, module: ModuleType, settings: Settings) -> None:
         self._module = module
         self._settings = settings
-        self.device: Final = open_device(settings.streams)
+        self.device: Final = open_device(settings.streams, settings.timeout)
 
     def load(self, bundle: Bundle, name: GraphName) -> DeviceGraph:
         """Load a graph; fails here if it or the provider cannot be had."""
@@ -48,6 +48,10 @@ class CudaRuntime:
         with self.device.lane() as lane:
             graph.slot(lane, {tensor.name: 1 for tensor in spec.inputs})
         return graph
+
+    def close(self) -> None:
+        """Drop all sessions and their buffers."""
+        self.device.close()
 
 
 class _Binder:
@@ -154,7 +158,7 @@ class _Program:
         elif self._captured:
             self._lane.on_its_thread(self._run)
         else:
-            with self._lane.device.gate.alone(), self._lane.pool.capture():
+            with self._lane.alone():
                 self._lane.on_its_thread(self._run)
             self._captured = True
 

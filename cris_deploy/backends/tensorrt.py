@@ -60,7 +60,7 @@ def computes(precision: Precision, device: Device) -> tuple[Compute, ...]:
 
 
 def create(settings: Settings) -> Runtime:
-    """Make the runtime; BackendError if there is no GPU, driver, cuda-python or TensorRT."""
+    """Make the runtime; BackendError if there is no GPU, driver, cuda-core or TensorRT."""
     return _TensorRt(settings)
 
 
@@ -69,7 +69,7 @@ class _TensorRt:
         assert settings.backend is not None
         self._flavour = _FLAVOURS[settings.backend]
         self._settings = settings
-        self.device: Final = open_device(settings.streams)
+        self.device: Final = open_device(settings.streams, settings.timeout)
         try:
             self._module = importlib.import_module(self._flavour.module)
         except (ImportError, OSError) as error:  # OSError: a library of it cannot be opened
@@ -99,6 +99,9 @@ class _TensorRt:
         with self.device.lane() as lane:
             plan.engine(lane.pool)  # fails here if the plan cannot be had
         return DeviceGraph(self.device, spec, _Binder(plan, self._settings.graphs))
+
+    def close(self) -> None:
+        self.device.close()
 
 
 class _Plan:

@@ -24,7 +24,7 @@ _PACKAGES: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "backends": ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx"),
     "export": ("torch", "torchvision", "open_clip_torch", "onnx", "onnxscript"),
-    "engines": ("cuda-python", "pycuda", "polygraphy"),
+    "engines": ("cuda-core", "cuda-bindings", "pycuda", "polygraphy"),
 }
 
 # Names in /proc/cpuinfo; a machine without that file shows none.

@@ -39,6 +39,7 @@ class FakeOnnxRuntime:
         self.sessions: list[Session] = []
         self.strangers = False  # a node on the CPU
         self.failure: str | None = None  # what the next run raises
+        self.refused: str | None = None  # part of the name of a graph that does not load
 
     def get_available_providers(self) -> list[str]:
         return [CUDA, "CPUExecutionProvider"]
@@ -49,6 +50,8 @@ class FakeOnnxRuntime:
     def InferenceSession(self, path, options, providers, enable_fallback) -> "Session":
         assert enable_fallback == 0
         assert options.entries["session.disable_cpu_ep_fallback"] == "1"
+        if self.refused is not None and self.refused in path:
+            raise RuntimeError("refused")
         session = Session(self, path, options, providers)
         self.sessions.append(session)
         return session
