@@ -25,6 +25,11 @@ from cris_deploy.manifest import GraphName, Precision
 from cris_deploy.versions import versions_of
 
 AUTO: Final = "auto"
+CACHE_VARIABLE: Final = "CRIS_DEPLOY_CACHE"
+"""Environment variable that names a folder for compiled graphs; none are kept unless it is set.
+
+OpenVINO's are as large as their weights and save half a second of loading per graph. TensorRT-RTX
+keeps the kernels that it compiles for each set of shapes."""
 
 _E = TypeVar("_E", bound=StrEnum)
 

@@ -22,16 +22,21 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cris_deploy.backends import Compute, Device, Graph, Runtime, Settings, one_line, winograd
+from cris_deploy.backends import (
+    CACHE_VARIABLE,
+    Compute,
+    Device,
+    Graph,
+    Runtime,
+    Settings,
+    one_line,
+    winograd,
+)
 from cris_deploy.bundle import WEIGHTS, Bundle
 from cris_deploy.errors import BackendError, EngineTimeoutError
 from cris_deploy.manifest import GraphName, GraphSpec, Precision, TensorSpec
 
 _log = logging.getLogger("cris_deploy")
-
-CACHE_VARIABLE: Final = "CRIS_DEPLOY_CACHE"
-"""Environment variable that names a folder for compiled graphs, each as large as its weights. They
-save half a second of loading per graph, so none are kept unless it is set."""
 
 REMEDIES = {Device.CUDA: "take backend tensorrt or onnxruntime, or device cpu"}
 

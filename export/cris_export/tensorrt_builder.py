@@ -33,8 +33,9 @@ INSTALL = {
     RuntimeName.TENSORRT_RTX: "pip install 'cris-deploy[tensorrt-rtx]'",
 }
 _MODULES = {RuntimeName.TENSORRT: "tensorrt", RuntimeName.TENSORRT_RTX: "tensorrt_rtx"}
-# The first whose strongly typed networks accept all that the exported graphs have.
-_OLDEST_TENSORRT = (10, 13)
+# The first whose strongly typed networks accept all that the exported graphs have, and the first
+# whose plans can be captured in CUDA graphs.
+_OLDEST = {RuntimeName.TENSORRT: (10, 13), RuntimeName.TENSORRT_RTX: (1, 2)}
 
 IMAGES = "images"
 """Name of the mask decoder's free dimension that counts images, 1 or as many as expressions."""
@@ -115,13 +116,12 @@ def import_runtime(name: RuntimeName) -> ModuleType:
         raise BackendError(
             f"--engine {name}: it cannot be imported ({reason}): run {INSTALL[name]}"
         ) from None
-    if name is RuntimeName.TENSORRT:
-        numbers = tuple(int(part) for part in re.findall(r"\d+", module.__version__)[:2])
-        if numbers < _OLDEST_TENSORRT:
-            raise BackendError(
-                f"--engine {name}: version {module.__version__} is installed, at least "
-                f"{'.'.join(map(str, _OLDEST_TENSORRT))} is needed: run {INSTALL[name]} -U"
-            )
+    numbers = tuple(int(part) for part in re.findall(r"\d+", module.__version__)[:2])
+    if numbers < _OLDEST[name]:
+        raise BackendError(
+            f"--engine {name}: version {module.__version__} is installed, at least "
+            f"{'.'.join(map(str, _OLDEST[name]))} is needed: run {INSTALL[name]} -U"
+        )
     return module
 
 
@@ -289,7 +289,8 @@ def _config(trt: Any, builder: Any, settings: Settings) -> Any:
     config.clear_flag(trt.BuilderFlag.TF32)
     # Types and shapes of the layers, for the inspector; costs nothing at run time.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if settings.targets:
+    if settings.targets:  # TensorRT-RTX: what takes memory of its own cannot be captured
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
         config.num_compute_capabilities = len(settings.targets)
         for index, target in enumerate(settings.targets):
             capability = trt.ComputeCapability.__members__[target.upper()]

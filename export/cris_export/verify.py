@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cris_deploy.backends import AUTO, BackendName, Device, status
-from cris_deploy.backends.openvino import CACHE_VARIABLE
+from cris_deploy.backends import AUTO, CACHE_VARIABLE, BackendName, Device, status
 from cris_deploy.check import CheckReport, SampleCheck, check, worst_stage
 from cris_deploy.errors import BackendError
 from cris_deploy.manifest import GraphName, Parity

@@ -1,7 +1,7 @@
 """A stand-in for CUDA's driver where there is no GPU: device memory is host memory, streams queues.
 
 The real `cuda.core` and `cuda.bindings` run on it: `tests/data/libcuda` is a `libcuda.so.1` whose
-functions are the methods of `FakeCuda` that have the driver's names and argument types.
+functions are Python's, of the driver's names and argument types, in `fake_driver.py`.
 
 Streams are lazy: what is queued runs when somebody waits for it, and no sooner, so that a missing
 wait, memory freed too early or a staging buffer used twice gives wrong numbers or an error. Every
@@ -22,7 +22,6 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from cuda.bindings import driver
 
 OK, INVALID, OUT_OF_MEMORY = 0, 1, 2
 NO_DEVICE, INVALID_CONTEXT, ECC, INVALID_HANDLE = 100, 201, 214, 400
@@ -38,7 +37,7 @@ _TYPES = {
     "b": ctypes.c_ubyte,
 }
 # Context a stream may stand for, by its address: the default stream has two.
-_DEFAULTS = {0: LEGACY, LEGACY: LEGACY, PER_THREAD: PER_THREAD}
+DEFAULTS = {0: LEGACY, LEGACY: LEGACY, PER_THREAD: PER_THREAD}
 
 
 @dataclass
@@ -108,7 +107,7 @@ class FakeCuda:
             (found.queue if found.recording is None else found.recording).append(work)
 
     def stream(self, handle: int) -> Stream:
-        return self.streams[_DEFAULTS.get(handle, handle)]
+        return self.streams[DEFAULTS.get(handle, handle)]
 
     def view(self, pointer: int, shape: tuple[int, ...], dtype: object) -> np.ndarray:
         """Live memory as an array."""
@@ -225,17 +224,19 @@ _CURRENT = {
     "cuStreamCreateWithPriority",
     "cuCtxSynchronize",
 }
+# What the end of a process calls, with what is kept until then.
+_LAST = re.compile("Free|Destroy|Release|Sync|CtxGetCurrent")
 _FUNCTIONS: dict[str, object] = {}
-_KEPT: dict[int, ctypes.Array] = {}
+KEPT: dict[int, ctypes.Array] = {}
 
 
-def _function(types: str) -> Callable[[Callable[..., int | None]], Callable[..., int | None]]:
+def function(types: str) -> Callable[[Callable[..., int | None]], Callable[..., int | None]]:
     """A function of the driver; `types` are those of its arguments."""
 
     def add(work: Callable[..., int | None]) -> Callable[..., int | None]:
         def call(*arguments: int) -> int:
             machine = _Plugged.into
-            if machine is None:  # what is kept until the process ends goes with it, unasked
+            if machine is None:
                 return (
                     OK
                     if re.search("Free|Destroy|Release|Sync|CtxGetCurrent", work.__name__)
@@ -262,6 +263,9 @@ def _resolve(name: bytes) -> int | None:
 @cache
 def _library() -> ctypes.CDLL:
     """Build and open it: whoever opens libcuda.so.1 in this process from now on gets this one."""
+    from tests.unit import fake_driver
+
+    assert fake_driver.cuInit  # its functions are known
     compiler = shutil.which("gcc") or shutil.which("cc")
     assert compiler is not None, "a C compiler is needed: apt-get install gcc"
     with tempfile.TemporaryDirectory() as folder:
@@ -274,364 +278,6 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def _put(where: int, value: int, kind: type = ctypes.c_void_p) -> None:
+def put(where: int, value: int, kind: type = ctypes.c_void_p) -> None:
     if where:
         kind.from_address(where).value = value
-
-
-# The driver, devices and contexts
-
-
-@_function("i")
-def cuInit(self, flags): ...
-
-
-@_function("p")
-def cuDriverGetVersion(self, version):
-    _put(version, 13000, ctypes.c_int)
-
-
-@_function("ip")
-def cuGetErrorName(self, error, text):
-    name = ctypes.create_string_buffer(driver.CUresult(error).name.encode())
-    _put(text, ctypes.addressof(_KEPT.setdefault(error, name)))
-
-
-@_function("ip")
-def cuGetErrorString(self, error, text):
-    _put(text, ctypes.addressof(_KEPT.setdefault(-1, ctypes.create_string_buffer(b"made up"))))
-
-
-@_function("p")
-def cuDeviceGetCount(self, count):
-    _put(count, 1, ctypes.c_int)
-
-
-@_function("pi")
-def cuDeviceGet(self, device, ordinal):
-    assert ordinal == 0
-    _put(device, 0, ctypes.c_int)
-
-
-@_function("pii")
-def cuDeviceGetAttribute(self, value, attribute, device):
-    _put(value, 1, ctypes.c_int)
-
-
-@_function("pi")
-def cuDevicePrimaryCtxRetain(self, context, device):
-    assert device == 0
-    _put(context, CONTEXT)
-
-
-@_function("i")
-def cuDevicePrimaryCtxRelease(self, device): ...
-
-
-@_function("p")
-def cuCtxGetCurrent(self, context):
-    _put(context, self.contexts.get(threading.get_ident(), 0))
-
-
-@_function("p")
-def cuCtxSetCurrent(self, context):
-    if context:
-        self.contexts[threading.get_ident()] = context
-    else:
-        self.contexts.pop(threading.get_ident(), None)
-
-
-@_function("p")
-def cuCtxGetDevice(self, device):
-    _put(device, 0, ctypes.c_int)
-
-
-@_function("pp")
-def cuCtxGetStreamPriorityRange(self, least, greatest):
-    _put(least, 0, ctypes.c_int)
-    _put(greatest, 0, ctypes.c_int)
-
-
-@_function("")
-def cuCtxSynchronize(self):
-    if self.hung:
-        return NOT_READY
-    self.finish_all()
-    return None
-
-
-# Memory
-
-
-@_function("pp")
-def cuMemGetInfo(self, free, total):
-    _put(free, self.capacity - self.device_bytes, ctypes.c_size_t)
-    _put(total, self.capacity, ctypes.c_size_t)
-
-
-@_function("pp")
-def cuMemPoolCreate(self, pool, properties):
-    _put(pool, self._new())
-
-
-@_function("pip")
-def cuMemPoolSetAttribute(self, pool, attribute, value):
-    assert attribute == int(driver.CUmemPool_attribute.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD)
-    assert ctypes.c_uint64.from_address(value).value == (1 << 64) - 1
-
-
-@_function("ppq")
-def cuMemPoolSetAccess(self, pool, access, count): ...
-
-
-@_function("pq")
-def cuMemPoolTrimTo(self, pool, kept): ...
-
-
-@_function("p")
-def cuMemPoolDestroy(self, pool): ...
-
-
-@_function("pqpp")
-def cuMemAllocFromPoolAsync(self, pointer, size, pool, stream):
-    if self.stream(stream).recording is not None:
-        self.problems.append("memory asked for in a capture")
-        return NOT_WHILE_CAPTURING
-    if self.device_bytes + size > self.capacity:
-        self.finish_all()  # a real device gets on by itself, too
-    if self.device_bytes + size > self.capacity:
-        return OUT_OF_MEMORY
-    _put(pointer, self.allocate(size))
-    return OK
-
-
-@_function("qp")
-def cuMemFreeAsync(self, pointer, stream):
-    self.enqueue(stream, lambda: self._free(pointer))
-
-
-@_function("pq")
-def cuMemAllocHost(self, pointer, size):
-    _put(pointer, self.allocate(size, host=True))
-
-
-@_function("p")
-def cuMemFreeHost(self, pointer):
-    self._free(pointer)
-
-
-@_function("qbqp")
-def cuMemsetD8Async(self, pointer, value, count, stream):
-    self.enqueue(stream, lambda: self.view(pointer, (count,), np.uint8).fill(value))
-
-
-@_function("qqqp")
-def cuMemcpyAsync(self, target, source, size, stream):
-    def side(pointer: int) -> np.ndarray:
-        # Pages that are not locked are known to no driver: those of the host are taken as they are.
-        return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(pointer))
-
-    known = [self._block(pointer, size) for pointer in (target, source)]
-
-    def copy() -> None:
-        for pointer, block in zip((target, source), known, strict=True):
-            if block is not None:
-                self.view(pointer, (size,), np.uint8)
-        side(target)[:] = side(source)
-
-    on_device = [block is not None and not block.host for block in known]
-    assert any(on_device), "in no live allocation"
-    ways = {(True, True): "within", (True, False): "in", (False, True): "out"}
-    self.copies.append((ways[on_device[0], on_device[1]], size))
-    self.enqueue(stream, copy)
-
-
-@_function("ippq")
-def cuPointerGetAttributes(self, count, attributes, places, pointer):
-    block = self._block(pointer, 1)
-    values = {
-        driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_MEMORY_TYPE: 1 if block.host else 2,
-        driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_IS_MANAGED: 0,
-        driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL: 0,
-    }
-    for index in range(count):
-        attribute = ctypes.c_int.from_address(attributes + 4 * index).value
-        place = ctypes.c_void_p.from_address(places + 8 * index).value
-        _put(place, values[driver.CUpointer_attribute(attribute)], ctypes.c_int)
-
-
-# Streams and events
-
-
-@_function("pii")
-def cuStreamCreateWithPriority(self, stream, flags, priority):
-    assert flags == int(driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
-    _put(stream, self.new_stream())
-
-
-@_function("p")
-def cuStreamDestroy(self, stream):
-    self.finish(stream)
-    del self.streams[stream]
-
-
-@_function("p")
-def cuStreamSynchronize(self, stream):
-    if self.stream(stream).recording is not None:
-        self.problems.append("waited for a stream in a capture")
-        return NOT_WHILE_CAPTURING
-    return self._wait(stream)
-
-
-@_function("pp")
-def cuStreamGetCtx(self, stream, context):
-    if stream not in _DEFAULTS and stream not in self.streams:
-        return INVALID_HANDLE
-    _put(context, CONTEXT)
-    return OK
-
-
-@_function("ppi")
-def cuStreamWaitEvent(self, stream, event, flags):
-    # What the event marks now; it may be recorded again.
-    source, passed = self.events[event]
-
-    def wait() -> None:
-        if _DEFAULTS.get(source, source) in self.streams:
-            self.finish(source, passed)
-
-    self.enqueue(stream, wait)
-
-
-@_function("pi")
-def cuEventCreate(self, event, flags):
-    handle = self._new()
-    self.events[handle] = (LEGACY, [True])
-    _put(event, handle)
-
-
-@_function("pp")
-def cuEventRecord(self, event, stream):
-    if _DEFAULTS.get(stream, stream) not in self.streams:
-        return INVALID_HANDLE
-    passed = [False]
-    self.events[event] = (stream, passed)
-
-    def mark() -> None:
-        passed[0] = True
-
-    self.enqueue(stream, mark)
-    return OK
-
-
-@_function("p")
-def cuEventQuery(self, event):
-    if self.hung:
-        return OK if self.events[event][1][0] else NOT_READY
-    return cuEventSynchronize(self, event)
-
-
-@_function("p")
-def cuEventSynchronize(self, event):
-    stream, passed = self.events[event]
-    if _DEFAULTS.get(stream, stream) not in self.streams:
-        return OK
-    return self._wait(stream, passed)
-
-
-@_function("p")
-def cuEventDestroy(self, event):
-    del self.events[event]
-
-
-@_function("ppp")
-def cuEventElapsedTime(self, milliseconds, start, end):
-    assert self.events[start][1][0]
-    assert self.events[end][1][0]
-    _put(milliseconds, 1.5, ctypes.c_float)
-
-
-# Capture and graphs
-
-
-@_function("pi")
-def cuStreamBeginCapture(self, stream, mode):
-    found = self.stream(stream)
-    assert found.recording is None
-    assert mode == int(driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
-    found.recording, found.graph = [], self._new()
-    self.graphs[found.graph] = found.recording
-
-
-@_function("pp")
-def cuStreamIsCapturing(self, stream, status):
-    _put(status, int(self.stream(stream).recording is not None), ctypes.c_int)
-
-
-@_function("pppp")
-def cuStreamGetCaptureInfo(self, stream, status, number, graph):
-    _put(status, int(self.stream(stream).recording is not None), ctypes.c_int)
-    _put(number, stream, ctypes.c_uint64)
-    _put(graph, self.stream(stream).graph)
-
-
-@_function("pp")
-def cuStreamEndCapture(self, stream, graph):
-    found = self.stream(stream)
-    found.recording = None
-    _put(graph, found.graph)
-
-
-@_function("pppii")
-def cuUserObjectCreate(self, made, pointer, destroy, references, flags):
-    handle = self._new()
-    self.user_objects[handle] = UserObject(pointer, destroy, references)
-    _put(made, handle)
-
-
-@_function("ppii")
-def cuGraphRetainUserObject(self, graph, handle, count, flags):
-    found = self.user_objects[handle]
-    if not flags & 1:  # CU_GRAPH_USER_OBJECT_MOVE
-        found.references += count
-    self.kept.setdefault(graph, []).extend([found] * count)
-
-
-@_function("ppi")
-def cuGraphReleaseUserObject(self, graph, handle, count):
-    found = self.user_objects[handle]
-    self.kept[graph].remove(found)
-    found.release(count)
-
-
-@_function("pi")
-def cuUserObjectRelease(self, handle, count):
-    self.user_objects[handle].release(count)
-
-
-@_function("ppp")
-def cuGraphInstantiateWithParams(self, executable, graph, parameters):
-    handle = self._new()
-    self.graphs[handle] = self.graphs[graph]
-    for found in self.kept.get(graph, []):
-        found.references += 1
-        self.kept.setdefault(handle, []).append(found)
-    _put(executable, handle)
-
-
-@_function("pp")
-def cuGraphLaunch(self, executable, stream):
-    for work in self.graphs[executable]:
-        self.enqueue(stream, work)
-
-
-@_function("p")
-def cuGraphDestroy(self, graph):
-    self.graphs.pop(graph)
-    for found in self.kept.pop(graph, []):
-        found.release()
-
-
-@_function("p")
-def cuGraphExecDestroy(self, executable):
-    cuGraphDestroy(self, executable)

@@ -84,6 +84,7 @@ class FakeTensorRt:
         self.refuse: str | None = None  # the reason why no plan loads
         self.failing_runs = 0
         self.capturable = True
+        self.compiled: list[dict[str, tuple[int, ...]]] = []  # TensorRT-RTX: when a run needs it
         self.host_code_allowed: list[bool] = []
         self.raises: dict[str, Exception] = {}  # what a method raises, once
 
@@ -121,7 +122,32 @@ class Runtime:
         return Engine(self.module, self.log, plan)
 
 
+class RuntimeCache:
+    """Names of the shapes that were compiled for, a line each."""
+
+    def __init__(self) -> None:
+        self.compiled: set[str] = set()
+
+    def serialize(self) -> bytes:
+        return "\n".join(sorted(self.compiled)).encode()
+
+    def deserialize(self, blob: bytes) -> bool:
+        if blob.startswith(b"broken"):
+            return False
+        self.compiled.update(blob.decode().split("\n"))
+        return True
+
+
 class RuntimeConfig:
+    cache: RuntimeCache | None = None
+
+    def create_runtime_cache(self) -> RuntimeCache:
+        return RuntimeCache()
+
+    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+        self.cache = cache
+        return True
+
     def set_execution_context_allocation_strategy(self, strategy: Strategy) -> None:
         self.strategy = strategy
 
@@ -153,8 +179,10 @@ class Engine:
         return RuntimeConfig()
 
     def create_execution_context(self, how: object) -> "Context | None":
+        cache = None
         if self.module.rtx:
             assert isinstance(how, RuntimeConfig)
+            cache = how.cache
             assert how.dynamic_shapes_kernel_specialization_strategy is Specialization.EAGER
             assert how.cuda_graph_strategy is CudaGraphs.DISABLED
             how = how.strategy
@@ -163,12 +191,13 @@ class Engine:
             self.log.log(Severity.ERROR, "Error Code 2: OutOfMemory")
             return None
         self.module.contexts += 1
-        return Context(self)
+        return Context(self, cache)
 
 
 class Context:
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, cache: RuntimeCache | None) -> None:
         self.engine = engine
+        self.cache = cache
         self.module = engine.module
         self.profile: int | None = None
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -219,6 +248,12 @@ class Context:
             self.module.failing_runs -= 1
             self.engine.log.log(Severity.ERROR, "the engine broke")
             return False
+        if self.module.rtx:
+            kernels = f"{self.engine.inputs} {sorted(self.shapes.items())}"
+            if self.cache is None or kernels not in self.cache.compiled:
+                self.module.compiled.append(self.shapes)
+            if self.cache is not None:
+                self.cache.compiled.add(kernels)
         assert self.scratch is not None
         assert set(self.addresses) == {*self.engine.inputs, *self.engine.outputs}
         state, me, cuda = self.state, weakref.ref(self), self.module.cuda

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cris_deploy import Engine, gpu
-from cris_deploy.backends import BackendName, Device, tensorrt
+from cris_deploy.backends import CACHE_VARIABLE, BackendName, Device, tensorrt
 from cris_deploy.bundle import Bundle, GraphName
 from cris_deploy.errors import BackendError
 from cris_deploy.manifest import Precision
@@ -202,3 +202,78 @@ def test_one_load_for_all_lanes_and_shapes(machine):
         for count in range(1, 6):
             engine.segment(IMAGE, [f"n{index}" for index in range(count)])
         assert machine.tensorrt.loads == 3
+
+
+# TensorRT-RTX compiles for the shapes that come
+
+
+def test_few_sets_of_shapes_serve_all_batches(machine):
+    with machine.engine("tensorrt-rtx") as engine, Engine(machine.bundle, device="cpu") as other:
+        for count in (1, 2, 3, 5, 6, 7, 8):
+            expressions = [f"n{count} {index}" for index in range(count)]
+            for ours, wanted in zip(
+                engine.segment(IMAGE, expressions), other.segment(IMAGE, expressions), strict=True
+            ):
+                np.testing.assert_allclose(ours.logits, wanted.logits, atol=1e-4)
+        pairs = [(np.roll(IMAGE, index), f"m{index}") for index in range(7)]
+        for batch_size in (3, 5, 7):
+            for ours, pair in zip(engine.stream(pairs, batch_size), pairs, strict=True):
+                np.testing.assert_allclose(ours.logits, other.segment(*pair).logits, atol=1e-4)
+    rows = {tuple(sorted((n, s[0]) for n, s in shapes.items())) for shapes in machine.rtx.compiled}
+    assert {size for shapes in rows for _, size in shapes} == {1, 2, 4, 8}
+    # The decoder: 1, 2, 4, 8 expressions on one image, and 2, 4, 8 pairs at most.
+    assert sum(len(shapes) > 1 for shapes in rows) <= 7
+    machine.check()
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_padding_stays_within_the_profile(machine, most):
+    remove_plans(machine)
+    write_plans(machine.bundle, RuntimeName.TENSORRT_RTX, gpu=None, most=most)
+    expressions = [f"n{index}" for index in range(8)]
+    with machine.engine("tensorrt-rtx") as engine, Engine(machine.bundle, device="cpu") as other:
+        for ours, wanted in zip(
+            engine.segment(IMAGE, expressions), other.segment(IMAGE, expressions), strict=True
+        ):
+            np.testing.assert_allclose(ours.logits, wanted.logits, atol=1e-4)
+    machine.check()
+
+
+def test_compiled_kernels_are_kept_in_a_file(machine, monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+
+    def compiled() -> int:
+        machine.rtx.compiled.clear()
+        with machine.engine("tensorrt-rtx", streams=2) as engine:
+            for _ in range(3):
+                engine.segment(IMAGE, ["a", "b"])
+        machine.check()
+        return len(machine.rtx.compiled)
+
+    assert compiled() == 3  # the stages
+    files = sorted((tmp_path / "cache/tensorrt-rtx").iterdir())
+    assert len(files) == 3
+    assert compiled() == 0  # as in another process
+    for file in files:
+        file.write_bytes(b"broken")
+    assert compiled() == 3
+    assert compiled() == 0
+    for file in files:
+        file.unlink()
+        file.mkdir()  # neither to be read nor to be written
+    with caplog.at_level("WARNING"):
+        assert compiled() == 3
+    assert "cannot be read" in caplog.text
+    assert "cannot be written" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("backend", "version", "needed"),
+    [("tensorrt", "10.12.0", "10.13"), ("tensorrt-rtx", "1.1.0.26", "1.2")],
+)
+def test_what_is_too_old_is_told(machine, backend, version, needed):
+    (machine.tensorrt if backend == "tensorrt" else machine.rtx).__version__ = version
+    with pytest.raises(
+        BackendError, match=rf"version {version} is installed, at least {needed} is needed: run pip"
+    ):
+        machine.engine(backend)

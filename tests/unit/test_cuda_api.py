@@ -26,6 +26,7 @@ def test_tensorrt_has_what_is_used(module):
     ]
     if module == "tensorrt_rtx":
         pairs.append((real.IRuntimeConfig, fake_tensorrt.RuntimeConfig))
+        pairs.append((real.IRuntimeCache, fake_tensorrt.RuntimeCache))
         assert real.DynamicShapesKernelSpecializationStrategy.EAGER
         assert real.CudaGraphStrategy.DISABLED
         assert isinstance(
@@ -64,9 +65,9 @@ def test_tensorrt_has_what_is_used(module):
 @pytest.mark.parametrize("module", ["tensorrt", "tensorrt_rtx"])
 def test_the_log_of_a_real_builder(module):
     real = pytest.importorskip(module)
-    from cris_deploy.backends.tensorrt import _make_log
+    from cris_deploy.backends.tensorrt_plan import make_log
 
-    log = _make_log(real)
+    log = make_log(real)
     parser_log_is_accepted = real.Builder(log)
     assert parser_log_is_accepted is not None
     log.log(real.ILogger.Severity.WARNING, "a warning")
