@@ -27,6 +27,7 @@ from cris_export.build_watch import (
     make_monitor,
 )
 from cris_export.tensorrt_graph import readable
+from cris_export.tensorrt_types import TypeCount, count_kernels, count_types, type_name
 
 INSTALL = {
     RuntimeName.TENSORRT: "pip install 'cris-deploy[tensorrt]'",
@@ -39,10 +40,6 @@ _OLDEST = {RuntimeName.TENSORRT: (10, 13), RuntimeName.TENSORRT_RTX: (1, 2)}
 
 IMAGES = "images"
 """Name of the mask decoder's free dimension that counts images, 1 or as many as expressions."""
-
-_TYPE_NAMES = {"half": "float16", "float": "float32", "bf16": "bfloat16"}
-# Where a network's time goes; what these give is what the network computes in.
-_PRODUCTS = {"CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM"}
 
 
 @dataclass(frozen=True)
@@ -86,25 +83,13 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class TypeCount:
-    """Layers of a network by the element type of their result, and those that are products.
-
-    Attributes:
-        layers: All but constants and casts.
-        products: Convolutions and matrix products.
-    """
-
-    layers: Mapping[str, int]
-    products: Mapping[str, int]
-
-
-@dataclass(frozen=True)
 class Built:
     """A plan in memory, and what it was built from."""
 
     plan: memoryview
     profiles: tuple[Profile, ...]
     types: TypeCount
+    kernels: Mapping[str, int]
 
 
 def import_runtime(name: RuntimeName) -> ModuleType:
@@ -228,30 +213,21 @@ def build_plan(
         raise ExportError(_failure(trt, source.graph, log))
     if cache is not None:
         cache.collect(config)
-    built = Built(memoryview(plan), profiles, types)
+    kernels = count_kernels(log)
+    _check_kernels(kernels, types, source)
+    built = Built(memoryview(plan), profiles, types, kernels)
     _check_plan(trt, logger, built, source, settings, log)
     return built
 
 
-def count_types(network: Any) -> TypeCount:
-    """Count a network's layers by the type of their result."""
-    layers: dict[str, int] = {}
-    products: dict[str, int] = {}
-    for index in range(network.num_layers):
-        layer = network.get_layer(index)
-        kind = layer.type.name
-        if kind in ("CONSTANT", "CAST") or not layer.num_outputs:
-            continue
-        dtype = _type_name(layer.get_output(0).dtype)
-        layers[dtype] = layers.get(dtype, 0) + 1
-        if kind in _PRODUCTS:
-            products[dtype] = products.get(dtype, 0) + 1
-    return TypeCount(dict(sorted(layers.items())), dict(sorted(products.items())))
-
-
-def _type_name(dtype: Any) -> str:
-    name: str = dtype.name.lower()
-    return _TYPE_NAMES.get(name, name)
+def _check_kernels(kernels: Mapping[str, int], types: TypeCount, source: Source) -> None:
+    """What the network asks for, and the plan has not, was dropped without a word."""
+    for dtype in ("int8", "float16"):
+        if kernels and types.products.get(dtype) and not kernels.get(dtype):
+            raise ExportError(
+                f"the plan of {source.graph} computes nothing in {dtype}, its network "
+                f"{types.products[dtype]} products: see the builder's log"
+            )
 
 
 def _check_interface(trt: Any, network: Any, source: Source) -> None:
@@ -259,7 +235,7 @@ def _check_interface(trt: Any, network: Any, source: Source) -> None:
         ("input", source.spec.inputs, network.num_inputs, network.get_input),
         ("output", source.spec.outputs, network.num_outputs, network.get_output),
     ):
-        found = {get(i).name: _type_name(get(i).dtype) for i in range(count)}
+        found = {get(i).name: type_name(get(i).dtype) for i in range(count)}
         expected = {value.name: str(value.dtype) for value in specs}
         if found != expected:
             raise ExportError(
@@ -334,7 +310,7 @@ def _check_plan(
     if engine is None:
         raise ExportError(_failure(trt, graph, log))
     for value in (*spec.inputs, *spec.outputs):
-        found = _type_name(engine.get_tensor_dtype(value.name))
+        found = type_name(engine.get_tensor_dtype(value.name))
         if found != value.dtype:
             raise ExportError(f"plan of {graph}: {value.name} is {found}, expected {value.dtype}")
     if engine.num_optimization_profiles != len(built.profiles):

@@ -22,7 +22,8 @@ from cris_export import tensorrt_builder
 from cris_export.build_watch import BuildLog, make_logger
 from cris_export.engines import EngineKind, EngineOptions, build_engines
 from cris_export.export import ExportOptions, export
-from cris_export.tensorrt_builder import Built, Settings, Source, TypeCount, build_plan
+from cris_export.tensorrt_builder import Built, Settings, Source, build_plan
+from cris_export.tensorrt_types import TypeCount, type_name
 from cris_train import checkpoint
 from cris_train.model import Cris, CrisConfig
 from tests.models import randomised
@@ -119,6 +120,19 @@ def test_the_network_computes_in_the_stored_type(
     assert "float16" not in of_single.layers
 
 
+@pytest.mark.parametrize("graph", list(GraphName))
+def test_the_plan_computes_in_the_stored_type(
+    half_plans: dict[GraphName, PlanRecord],
+    single_plans: dict[GraphName, PlanRecord],
+    graph: GraphName,
+) -> None:
+    # The network is what was asked for; this is what the builder made of it, from its own list.
+    of_half, of_single = half_plans[graph].kernels, single_plans[graph].kernels
+    assert set(of_single) == {"float32"}
+    # A kernel of a norm hands its mean to the next in float32.
+    assert of_half["float16"] >= 0.9 * sum(of_half.values()) > 0
+
+
 def test_weights_of_a_half_plan_take_half(
     half_plans: dict[GraphName, PlanRecord], single_plans: dict[GraphName, PlanRecord]
 ) -> None:
@@ -137,7 +151,7 @@ def test_only_what_is_no_plan_is_malformed(
     plan = plans.read_plan(half, record)
     for content, whole in ((plan, True), (plan[::-1], False)):
         log = BuildLog()
-        built = Built(memoryview(content), record.profiles, TypeCount({}, {}))
+        built = Built(memoryview(content), record.profiles, TypeCount({}, {}), {})
         arguments = (
             trt,
             make_logger(trt, log),
@@ -225,7 +239,7 @@ def test_polygraphy_reads_the_same_network(
     code = """
 import sys
 from polygraphy.backend.trt import network_from_onnx_path
-from cris_export.tensorrt_builder import count_types
+from cris_export.tensorrt_types import count_types
 _, network, _ = network_from_onnx_path(sys.argv[1], strongly_typed=True)
 types = count_types(network)
 print(dict(types.layers), dict(types.products), sep="|")
@@ -248,4 +262,4 @@ print(dict(types.layers), dict(types.products), sep="|")
 def test_types_of_inputs_are_those_of_the_manifest(half: Bundle) -> None:
     """The names that the builder gives to element types are numpy's."""
     for dtype in (trt.float32, trt.float16, trt.int64, trt.bool):
-        assert tensorrt_builder._type_name(dtype) == np.dtype(trt.nptype(dtype)).name
+        assert type_name(dtype) == np.dtype(trt.nptype(dtype)).name
