@@ -51,7 +51,7 @@ class Device(StrEnum):
 
 
 class Compute(StrEnum):
-    """Arithmetic a graph runs in; INT8 where the graph is quantised, its other parts in float32.
+    """Arithmetic a graph runs in; INT8 where the graph is quantised, its other parts as stored.
 
     INT8_BF16 has its other parts in bfloat16. What a bundle stores is a `Precision`. They differ
     where a runtime computes in another type than the one stored: bfloat16 from float32, say.

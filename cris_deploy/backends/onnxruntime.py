@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from cris_deploy.backends import Compute, Device, Graph, Runtime, Settings, one_line
 from cris_deploy.bundle import Bundle
 from cris_deploy.errors import BackendError
-from cris_deploy.manifest import GraphName, Precision
+from cris_deploy.manifest import GraphName, NumberType, Precision
 
 _PROVIDERS = {Device.CPU: "CPUExecutionProvider", Device.CUDA: "CUDAExecutionProvider"}
 # 1.32 crashes (SIGSEGV) on loading a float16 Transpose whose reader is a MatMul with weights: the
@@ -56,7 +56,7 @@ class _OnnxRuntime:
         self._settings = settings
 
     def load(self, bundle: Bundle, name: GraphName) -> Graph:
-        half = bundle.manifest.precision is Precision.FP16
+        half = bool(bundle.manifest.types[name].nodes.get(NumberType.FLOAT16))
         return _Session(bundle.graph(name), self._settings.threads, half=half)
 
     def close(self) -> None:
