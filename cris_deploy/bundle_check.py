@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from cris_deploy import image as images
 from cris_deploy.arguments import fraction_or_none, shown
 from cris_deploy.arrays import read_arrays
-from cris_deploy.backends import AUTO, Choice, Device, Graph, load_graphs
+from cris_deploy.backends import AUTO, Choice, Device, Graph, close_graphs, load_graphs
 from cris_deploy.bundle import Bundle
 from cris_deploy.deviation import Deviation, finite
 from cris_deploy.engine import Engine
@@ -158,7 +158,10 @@ def check(
         # Two at a time, so that the batch axis is used. A plan may be made for one, and a GPU
         # captures every batch size anew.
         batch = 2 if choice.device is Device.CPU else 1
-        samples += _by_full_graph(opened, graphs[GraphName.FULL], references, batch)
+        try:
+            samples += _by_full_graph(opened, graphs[GraphName.FULL], references, batch)
+        finally:
+            close_graphs(graphs.values())
     budget = budget_of(opened.manifest, choice.compute, min_iou, max_logit_error)
     routes = route_parities(samples)
     miss = judge(samples, routes, stages, budget)

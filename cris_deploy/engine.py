@@ -73,6 +73,10 @@ class Engine:
     manifest_sha256: the hash that manifest.json has to have, so that the bundle is the one that is
         meant: the hashes in it only prove that its files belong together.
     trust_plans: take TensorRT plans that the manifest does not list, too. A plan is code.
+    allow_plan_code: run the machine code that version-compatible TensorRT plans bring for this
+        computer's processor. Whoever wrote the plan then runs code in this process.
+    timeout: seconds that any one wait may take (for a free stream, for what a GPU computes), then
+        it ends with an EngineTimeoutError; None waits for as long as it takes.
     """
 
     def __init__(
@@ -92,6 +96,8 @@ class Engine:
         verify: bool = True,
         manifest_sha256: str | None = None,
         trust_plans: bool = False,
+        allow_plan_code: bool = False,
+        timeout: float | None = None,
     ) -> None:
         arguments.flag("cache", cache)
         image_cache = arguments.whole("image_cache", image_cache, 0)
@@ -118,6 +124,8 @@ class Engine:
             streams,
             cuda_graphs,
             trust_plans,
+            allow_plan_code,
+            timeout,
         )
         self._road: Final = _road(choice, self._graphs, self._model, threads)
         self.max_pixels: Final = max_pixels

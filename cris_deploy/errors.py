@@ -33,6 +33,10 @@ class BackendError(CrisError):
     """A runtime, device or precision that was asked for cannot be had; says what to install."""
 
 
+class EngineTimeoutError(CrisError, TimeoutError):
+    """A wait took longer than the engine's `timeout`; what was waited for may still come."""
+
+
 class ExportError(CrisError):
     """An export failed before a bundle existed."""
 

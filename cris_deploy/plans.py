@@ -86,6 +86,8 @@ class PlanRecord:
     built: UTC, ISO 8601.
     layers, products: of the network it was built from, element type -> layers whose result has it,
         and the convolutions and matrix products among them; what was typed float16 shows here.
+    kernels: of the plan itself, element type -> kernels that compute in it; {} if the builder did
+        not list them.
     """
 
     file: str
@@ -106,6 +108,7 @@ class PlanRecord:
     hardware_compatible: bool = False
     layers: Mapping[str, int] = dataclasses.field(default_factory=dict)
     products: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    kernels: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> str:
         """Write as the text of a sidecar."""
@@ -429,6 +432,9 @@ def _read_record(root: Field) -> PlanRecord:
         hardware_compatible=root["hardware_compatible"].boolean(),
         layers={name: count.integer() for name, count in root["layers"].items()},
         products={name: count.integer() for name, count in root["products"].items()},
+        kernels={name: count.integer() for name, count in root["kernels"].items()}
+        if "kernels" in root.value
+        else {},
     )
 
 

@@ -173,8 +173,7 @@ def _pytorch(task: Task) -> Network:
 def _free_on_device() -> int:
     from cris_deploy.cuda.api import load_cuda
 
-    free, _ = load_cuda().call("cudaMemGetInfo")
-    return int(free)
+    return load_cuda().free_bytes()
 
 
 def main() -> None:

@@ -24,7 +24,8 @@ def bind(graphs: Mapping[GraphName, Graph], image: NDArray[Any], tokens: NDArray
     """Bind the three stages of an engine on a GPU; see `contestants.Network`."""
     stages = {name: cast(DeviceGraph, graph) for name, graph in graphs.items()}
     device = stages[GraphName.IMAGE_ENCODER].device
-    start, end = (int(device.cuda.call("cudaEventCreate")) for _ in range(2))
+    cuda = device.cuda
+    timed = cuda.core.EventOptions(timing_enabled=True)
 
     def queue(lane: Lane, *, upload: bool) -> Slot:
         scene = stages[GraphName.IMAGE_ENCODER].slot(lane, {"image": len(image)})
@@ -46,11 +47,11 @@ def bind(graphs: Mapping[GraphName, Graph], image: NDArray[Any], tokens: NDArray
 
     def run() -> Clocked:
         with device.lane() as lane:
-            device.cuda.call("cudaEventRecord", start, lane.stream.handle)
+            start = cuda.run(lane.stream.core.record, options=timed)
             queue(lane, upload=False)
-            device.cuda.call("cudaEventRecord", end, lane.stream.handle)
-            device.cuda.call("cudaEventSynchronize", end)
-        return Clocked(float(device.cuda.call("cudaEventElapsedTime", start, end)) / 1e3)
+            end = cuda.run(lane.stream.core.record, options=timed)
+            cuda.run(end.sync)
+        return Clocked((end - start) / 1e3)
 
     def logits() -> NDArray[Any]:
         with device.lane() as lane:

@@ -10,6 +10,7 @@ BackendError that says what to install. Only `auto` chooses, and says what it ch
 
 import importlib
 import importlib.util
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,11 @@ from cris_deploy.manifest import GraphName, Precision
 from cris_deploy.versions import version_of, versions_of
 
 AUTO: Final = "auto"
+CACHE_VARIABLE: Final = "CRIS_DEPLOY_CACHE"
+"""Environment variable that names a folder for compiled graphs; none are kept unless it is set.
+
+OpenVINO's are as large as their weights and save half a second of loading per graph. TensorRT-RTX
+keeps the kernels that it compiles for each set of shapes."""
 
 _E = TypeVar("_E", bound=StrEnum)
 
@@ -48,7 +54,7 @@ class Device(StrEnum):
 
 
 class Compute(StrEnum):
-    """Arithmetic a graph runs in; INT8 where the graph is quantised, its other parts in float32.
+    """Arithmetic a graph runs in; INT8 where the graph is quantised, its other parts as stored.
 
     INT8_BF16 has its other parts in bfloat16. What a bundle stores is a `Precision`. They differ
     where a runtime computes in another type than the one stored: bfloat16 from float32, say.
@@ -78,6 +84,9 @@ class Runtime(Protocol):
     def load(self, bundle: Bundle, name: GraphName) -> Graph:
         """Load a graph of a bundle; BackendError if that fails."""
 
+    def close(self) -> None:
+        """Give back what its graphs hold; none of them is used any more."""
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -89,6 +98,8 @@ class Settings:
     backend: which one, for a module that has several.
     trust_plans: whether plans are taken that the manifest does not list.
     index: of the GPU, in CUDA's order.
+    plan_code: whether plans may bring machine code for the host.
+    timeout: seconds that a wait may take; None waits for as long as it takes.
     """
 
     device: Device
@@ -99,6 +110,8 @@ class Settings:
     backend: BackendName | None = None
     trust_plans: bool = False
     index: int = 0
+    plan_code: bool = False
+    timeout: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +213,8 @@ def load_graphs(
     streams: int = 1,
     graphs: bool = True,
     trust_plans: bool = False,
+    allow_plan_code: bool = False,
+    timeout: float | None = None,
 ) -> tuple[dict[GraphName, Graph], Choice]:
     """Load graphs of a bundle with what is asked for, or with the first of what `auto` tries.
 
@@ -210,6 +225,11 @@ def load_graphs(
     streams = arguments.whole("streams", streams, 1, MOST_THREADS)
     arguments.flag("cuda_graphs", graphs)
     arguments.flag("trust_plans", trust_plans)
+    arguments.flag("allow_plan_code", allow_plan_code)
+    if timeout is not None and not (
+        type(timeout) in (int, float) and 0 < timeout < math.inf  # a bool is an int, too
+    ):
+        raise InputError(f"timeout is {timeout!r}: give seconds above 0, or None for no end")
     wanted, (where, index), arithmetic = parse_names(backend, device, precision)
     graph_names = tuple(names)
     passed_over: list[str] = []
@@ -220,9 +240,19 @@ def load_graphs(
             compute = _choose_compute(module, name, target, bundle.manifest.precision, arithmetic)
             if target is Device.CUDA:
                 gpu.require_gpu(index, _major("cuda-bindings"))
-            settings = Settings(target, compute, threads, streams, graphs, name, trust_plans, index)
-            runtime: Runtime = module.create(settings)
-            loaded = {graph: runtime.load(bundle, graph) for graph in graph_names}
+            settings = Settings(
+                target,
+                compute,
+                threads,
+                streams,
+                graphs,
+                name,
+                trust_plans,
+                index,
+                allow_plan_code,
+                timeout,
+            )
+            loaded = _load(module.create(settings), bundle, graph_names)
             bundle.require_unchanged(graph_names)
         except BackendError as error:
             bundle.require_unchanged(graph_names)  # else the backend is not to blame
@@ -270,6 +300,14 @@ def parse_device(device: str) -> tuple[Device | None, int]:
     return (Device(found[1]), 0) if found[1] else (Device.CUDA, int(found[2]))
 
 
+def close_graphs(graphs: Iterable[Graph]) -> None:
+    """Give back what loaded graphs hold of a GPU; none of them is used any more."""
+    for graph in graphs:
+        device = getattr(graph, "device", None)  # what runs on a CPU ends with its last user
+        if device is not None:
+            device.close()
+
+
 def status(name: BackendName) -> BackendStatus:
     """Look whether a backend is installed and what it can use; imports it if it is there."""
     entry = _REGISTRY[name]
@@ -296,6 +334,15 @@ def _candidates(
     for name, target in _PREFERENCE:
         if backend in (None, name) and device in (None, target):
             yield name, target
+
+
+def _load(runtime: Runtime, bundle: Bundle, names: tuple[GraphName, ...]) -> dict[GraphName, Graph]:
+    """Load graphs, all or none: what was loaded before one that fails holds nothing afterwards."""
+    try:
+        return {name: runtime.load(bundle, name) for name in names}
+    except BaseException:
+        runtime.close()
+        raise
 
 
 def _module(name: BackendName) -> ModuleType:

@@ -11,7 +11,7 @@ from cris_deploy.backends import Compute, Device, Graph, Runtime, Settings, one_
 from cris_deploy.bundle import Bundle
 from cris_deploy.cpu import saturates
 from cris_deploy.errors import BackendError
-from cris_deploy.manifest import GraphName, Precision
+from cris_deploy.manifest import GraphName, NumberType, Precision
 
 _PROVIDERS = {Device.CPU: "CPUExecutionProvider", Device.CUDA: "CUDAExecutionProvider"}
 # 1.32 crashes (SIGSEGV) on loading a float16 Transpose whose reader is a MatMul with weights: the
@@ -65,10 +65,13 @@ class _OnnxRuntime:
         return _Session(
             bundle.graph(name),
             self._settings.threads,
-            half=bundle.manifest.precision is Precision.FP16,
+            half=bool(bundle.manifest.types[name].nodes.get(NumberType.FLOAT16)),
             unpack=name is GraphName.TEXT_ENCODER,
             widen=saturates(bundle.manifest.weight_levels),
         )
+
+    def close(self) -> None:
+        """Do nothing: a session ends with its graph."""
 
 
 class _Session:

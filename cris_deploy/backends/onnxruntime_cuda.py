@@ -49,7 +49,7 @@ class CudaRuntime:
         load_libraries(module, settings.index)
         self._module = module
         self._graphs = settings.graphs and _captures(module)
-        self.device: Final = open_device(settings.streams, index=settings.index)
+        self.device: Final = open_device(settings.streams, settings.index, settings.timeout)
 
     def load(self, bundle: Bundle, name: GraphName) -> DeviceGraph:
         """Load a graph; fails here if it or the provider cannot be had."""
@@ -59,6 +59,10 @@ class CudaRuntime:
         with self.device.lane() as lane:
             graph.slot(lane, {tensor.name: 1 for tensor in spec.inputs})
         return graph
+
+    def close(self) -> None:
+        """Drop all sessions and their buffers."""
+        self.device.close()
 
 
 class _Session:
@@ -189,7 +193,7 @@ class _Program:
         else:
             # In company: memory is found here, and the algorithms of convolutions.
             self._lane.on_its_thread(lambda: self._run(self._plain))
-            with self._lane.device.gate.alone(), self._lane.pool.capture():
+            with self._lane.alone():
                 self._lane.on_its_thread(lambda: self._run(self._replayed))
             self._captured = True
 

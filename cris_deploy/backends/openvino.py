@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Lock
 from types import ModuleType
 from typing import Any, Final
@@ -22,17 +22,22 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cris_deploy.backends import Compute, Device, Graph, Runtime, Settings, one_line, winograd
+from cris_deploy.backends import (
+    CACHE_VARIABLE,
+    Compute,
+    Device,
+    Graph,
+    Runtime,
+    Settings,
+    one_line,
+    winograd,
+)
 from cris_deploy.bundle import WEIGHTS, Bundle
 from cris_deploy.cpu import saturates, this_cpu
-from cris_deploy.errors import BackendError
+from cris_deploy.errors import BackendError, EngineTimeoutError
 from cris_deploy.manifest import GraphName, GraphSpec, Precision, TensorSpec
 
 _log = logging.getLogger("cris_deploy")
-
-CACHE_VARIABLE: Final = "CRIS_DEPLOY_CACHE"
-"""Environment variable that names a folder for compiled graphs, each as large as its weights. They
-save half a second of loading per graph, so none are kept unless it is set."""
 
 REMEDIES = {Device.CUDA: "take backend tensorrt or onnxruntime, or device cpu"}
 
@@ -128,14 +133,17 @@ class _OpenVino:
             # A copy shares the weights; files that are replaced later are not read again.
             free = model.clone() if name is GraphName.TEXT_ENCODER else None
             compiled = self._compile(model, spec, 1, config, cache)
-            one = _OneByOne(compiled, spec, settings.streams)
+            one = _OneByOne(compiled, spec, settings)
 
         def many() -> _Together:
             with loading():
                 compiled = self._compile(free, spec, _ANY, config, cache)
-                return _Together(compiled, spec, settings.streams)
+                return _Together(compiled, spec, settings)
 
         return one if free is None else _OneOrMany(one, many)
+
+    def close(self) -> None:
+        """Do nothing: a compiled graph ends with its last user."""
 
     def _compile(
         self,
@@ -162,15 +170,26 @@ class _OpenVino:
 class _Requests:
     """One request per stream of a compiled graph; a request serves one thread at a time."""
 
-    def __init__(self, compiled: Any, streams: int) -> None:
+    def __init__(self, compiled: Any, settings: Settings) -> None:
+        self._settings = settings
         self._idle: SimpleQueue[Any] = SimpleQueue()
-        for _ in range(streams):
+        for _ in range(settings.streams):
             self._idle.put(compiled.create_infer_request())
 
     @contextmanager
     def one(self) -> Iterator[Any]:
-        """Lend a request; what goes wrong meanwhile is a BackendError."""
-        request = self._idle.get()
+        """Lend a request; what goes wrong meanwhile is a BackendError.
+
+        Raises EngineTimeoutError if none comes free.
+        """
+        timeout = self._settings.timeout
+        try:
+            request = self._idle.get(timeout=timeout)
+        except Empty:
+            raise EngineTimeoutError(
+                f"none of {self._settings.streams} streams came free in {timeout} s: raise streams "
+                "or timeout, or call from fewer threads"
+            ) from None
         try:
             yield request
         except Exception as error:
@@ -182,10 +201,10 @@ class _Requests:
 class _OneByOne:
     """A graph compiled for one row."""
 
-    def __init__(self, compiled: Any, spec: GraphSpec, streams: int) -> None:
+    def __init__(self, compiled: Any, spec: GraphSpec, settings: Settings) -> None:
         self._inputs = [tensor.name for tensor in spec.inputs]
         self._outputs = {tensor.name: _shape(tensor, 1) for tensor in spec.outputs}
-        self._requests = _Requests(compiled, streams)
+        self._requests = _Requests(compiled, settings)
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         # Inputs are read where they are, so they have to lie in one piece.
@@ -211,10 +230,10 @@ class _OneByOne:
 class _Together:
     """A graph compiled for any number of rows, which all its inputs have."""
 
-    def __init__(self, compiled: Any, spec: GraphSpec, streams: int) -> None:
+    def __init__(self, compiled: Any, spec: GraphSpec, settings: Settings) -> None:
         self._inputs = [tensor.name for tensor in spec.inputs]
         self._outputs = [tensor.name for tensor in spec.outputs]
-        self._requests = _Requests(compiled, streams)
+        self._requests = _Requests(compiled, settings)
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         arrays = {name: np.ascontiguousarray(inputs[name]) for name in self._inputs}

@@ -3,12 +3,14 @@
 Both have the same interface. A plan is loaded once; every lane and set of shapes has an execution
 context of its own, because a captured CUDA graph holds its context's state. The contexts of a lane
 share scratch memory, as they run one after the other.
+
+TensorRT has its kernels in the plan, and any shapes of a profile run with them: shapes are exact.
+TensorRT-RTX compiles kernels for a set of shapes when it first comes: batches are padded to a few
+sizes, and what was compiled is kept in a file, if there is a folder for it.
 """
 
 import importlib
 import logging
-import threading
-from collections import deque
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,14 +18,23 @@ from typing import Any, Final
 import numpy as np
 
 from cris_deploy import gpu, plans
-from cris_deploy.backends import BackendName, Compute, Device, Graph, Runtime, Settings, one_line
+from cris_deploy.backends import (
+    BackendName,
+    Compute,
+    Device,
+    Graph,
+    Runtime,
+    Settings,
+    one_line,
+)
+from cris_deploy.backends.tensorrt_plan import Plan, make_log
 from cris_deploy.bundle import Bundle
 from cris_deploy.cuda.device import Lane, open_device
 from cris_deploy.cuda.graph import Captured, DeviceGraph, Sizes
-from cris_deploy.cuda.memory import DeviceTensor, Memory, Pool
+from cris_deploy.cuda.memory import DeviceTensor, Memory
 from cris_deploy.errors import BackendError
-from cris_deploy.manifest import GraphName, Precision
-from cris_deploy.plans import PlanRecord, RuntimeName
+from cris_deploy.manifest import GraphName, GraphSpec, Precision
+from cris_deploy.plans import RuntimeName
 
 _log = logging.getLogger("cris_deploy")
 
@@ -34,15 +45,20 @@ REMEDIES = {Device.CPU: "take backend openvino or onnxruntime, or device cuda"}
 class _Flavour:
     runtime: RuntimeName
     module: str
+    oldest: tuple[int, int]
     install: str
 
 
 _FLAVOURS: Final = {
     BackendName.TENSORRT: _Flavour(
-        RuntimeName.TENSORRT, "tensorrt", "pip install 'cris-deploy[tensorrt]'"
+        RuntimeName.TENSORRT, "tensorrt", (10, 13), "pip install -U 'cris-deploy[tensorrt]'"
     ),
+    # The first that has CudaGraphStrategy, is_stream_capturable and plans that can be captured.
     BackendName.TENSORRT_RTX: _Flavour(
-        RuntimeName.TENSORRT_RTX, "tensorrt_rtx", "pip install 'cris-deploy[tensorrt-rtx]'"
+        RuntimeName.TENSORRT_RTX,
+        "tensorrt_rtx",
+        (1, 2),
+        "pip install -U 'cris-deploy[tensorrt-rtx]'",
     ),
 }
 
@@ -58,7 +74,7 @@ def computes(precision: Precision, device: Device) -> tuple[Compute, ...]:
 
 
 def create(settings: Settings) -> Runtime:
-    """Make the runtime; BackendError if there is no GPU, driver, cuda-python or TensorRT."""
+    """Make the runtime; BackendError if there is no GPU, driver, cuda-core or TensorRT."""
     return _TensorRt(settings)
 
 
@@ -67,15 +83,21 @@ class _TensorRt:
         assert settings.backend is not None
         self._flavour = _FLAVOURS[settings.backend]
         self._settings = settings
-        self.device: Final = open_device(settings.streams, index=settings.index)
+        self.device: Final = open_device(settings.streams, settings.index, settings.timeout)
         try:
             self._module = importlib.import_module(self._flavour.module)
-        except ImportError as error:
+        except (ImportError, OSError) as error:  # OSError: a library of it cannot be opened
             raise BackendError(
                 f"backend {settings.backend} cannot be imported ({one_line(error)}): run "
                 + self._flavour.install
             ) from None
-        self._log = _make_log(self._module)
+        version, oldest = self._module.__version__, self._flavour.oldest
+        if tuple(int(part) for part in version.split(".")[:2]) < oldest:
+            raise BackendError(
+                f"backend {settings.backend}: version {version} is installed, at least "
+                f"{oldest[0]}.{oldest[1]} is needed: run {self._flavour.install}"
+            )
+        self._log = make_log(self._module)
 
     def load(self, bundle: Bundle, name: GraphName) -> Graph:
         first = gpu.survey_gpus().gpus[self.device.index]
@@ -83,64 +105,31 @@ class _TensorRt:
             self._flavour.runtime, self._module.__version__, first.compute_capability, first.name
         )
         record = plans.choose_plan(bundle, name, host, self._settings.trust_plans)
-        plan = _Plan(self._module, self._log, bundle, record)
+        if record.version_compatible and not self._settings.plan_code:
+            raise BackendError(
+                f"{record.file} is version-compatible: it holds machine code for this computer's "
+                "processor, which loading runs: make the engine with allow_plan_code=True if you "
+                "trust where the plan came from, or "
+                + plans.rebuild_command(bundle, record)
+                + ", without --version-compatible"
+            )
+        plan = Plan(self._module, self._log, bundle, record)
         spec = bundle.manifest.graphs[name]
         plan.check({tensor.name: np.dtype(tensor.dtype.value) for tensor in spec.inputs})
         with self.device.lane() as lane:
             plan.engine(lane.pool)  # fails here if the plan cannot be had
-        return DeviceGraph(self.device, spec, _Binder(plan, self._settings.graphs))
+        return DeviceGraph(self.device, spec, _Binder(plan, spec, self._settings.graphs))
 
-
-class _Plan:
-    """A plan, loaded; and loaded again if the device was lost meanwhile."""
-
-    def __init__(self, module: Any, log: Any, bundle: Bundle, record: PlanRecord) -> None:
-        self.module: Final = module
-        self.log: Final = log
-        self.record: Final = record
-        self._bundle = bundle
-        self._lock = threading.Lock()
-        self._loaded: tuple[Pool, Any, Any] | None = None
-
-    def check(self, inputs: Mapping[str, np.dtype[Any]]) -> None:
-        """Refuse a plan whose sidecar tells of other inputs than the bundle's graph."""
-        for profile in self.record.profiles:
-            if set(profile.inputs) != set(inputs):
-                raise BackendError(
-                    f"{self.record.file} has the inputs {sorted(profile.inputs)}, the bundle's "
-                    f"graph {sorted(inputs)}: {plans.rebuild_command(self._bundle, self.record)}"
-                )
-
-    def engine(self, pool: Pool) -> Any:
-        """Give the engine; BackendError if TensorRT refuses the plan, with what it says of it."""
-        with self._lock:
-            if self._loaded is None or self._loaded[0] is not pool:
-                self._loaded = None
-                self._loaded = (pool, *self._load())
-            return self._loaded[2]
-
-    def _load(self) -> tuple[Any, Any]:
-        content = plans.read_plan(self._bundle, self.record)
-        self.log.clear()
-        runtime = self.module.Runtime(self.log)
-        engine = runtime.deserialize_cuda_engine(content)
-        if engine is None:
-            record = self.record
-            built_on = f" ({record.gpu})" if record.gpu else ""
-            raise BackendError(
-                f"{record.runtime} {self.module.__version__} refuses {record.file}, built with "
-                f"{record.version} for {', '.join(record.targets)}{built_on}: "
-                f"{self.log.said() or 'no reason given'}: "
-                + plans.rebuild_command(self._bundle, record)
-            )
-        return runtime, engine
+    def close(self) -> None:
+        self.device.close()
 
 
 class _Binder:
     """Makes a plan run in given shapes; see `cuda.graph.Binder`."""
 
-    def __init__(self, plan: _Plan, graphs: bool) -> None:
+    def __init__(self, plan: Plan, spec: GraphSpec, graphs: bool) -> None:
         self._plan = plan
+        self._symbols = {tensor.name: tensor.shape[0] for tensor in spec.inputs}
         self._graphs = graphs
 
     def limit(self, shared: Collection[str]) -> int:
@@ -157,17 +146,23 @@ class _Binder:
         return max(limits)
 
     def bucket(self, sizes: Sizes) -> Sizes:
-        return sizes  # shapes are free within a profile
+        if self._plan.record.runtime is RuntimeName.TENSORRT:
+            return sizes
+        most = max(sizes.values())
+        shared = [name for name, symbol in self._symbols.items() if sizes[str(symbol)] < most]
+        limit = self.limit(shared)
+        return {symbol: min(1 << (size - 1).bit_length(), limit) for symbol, size in sizes.items()}
 
     def bind(self, lane: Lane, sizes: Sizes, inputs: Mapping[str, DeviceTensor]) -> "_Program":
-        return _Program(self._plan, lane, inputs, self._graphs)
+        with self._plan.guarded("cannot be bound"):
+            return _Program(self._plan, lane, inputs, self._graphs)
 
 
 class _Program:
     """An execution context with its shapes and addresses, and the CUDA graph captured from it."""
 
     def __init__(
-        self, plan: _Plan, lane: Lane, inputs: Mapping[str, DeviceTensor], graphs: bool
+        self, plan: Plan, lane: Lane, inputs: Mapping[str, DeviceTensor], graphs: bool
     ) -> None:
         self._plan = plan
         self._lane = lane
@@ -177,7 +172,7 @@ class _Program:
         for name, tensor in inputs.items():
             self._check(self._context.set_input_shape(name, tensor.shape), f"the shape of {name}")
         if missing := self._context.infer_shapes():
-            raise self._failure(f"needs {', '.join(missing)} before it can run")
+            raise self._plan.failure(f"needs {', '.join(missing)} before it can run")
         # Kept, though it may outgrow its use on the lane: a captured graph has its address.
         self._scratch: Memory | None = self._provide_scratch()
         self.outputs = {
@@ -187,7 +182,7 @@ class _Program:
         self._inputs = inputs
         for name, tensor in {**inputs, **self.outputs}.items():
             if tensor.dtype != self._type(name):
-                raise self._failure(f"has {name} in {self._type(name)}, not {tensor.dtype}")
+                raise self._plan.failure(f"has {name} in {self._type(name)}, not {tensor.dtype}")
             self._check(
                 self._context.set_tensor_address(name, tensor.pointer), f"the address of {name}"
             )
@@ -203,6 +198,8 @@ class _Program:
             self._graph.launch()
             return
         self._enqueue()
+        if not self._warm:
+            self._plan.keep_kernels()
         self._warm = True
 
     def close(self) -> None:
@@ -224,33 +221,25 @@ class _Program:
             return None
 
     def _enqueue(self) -> None:
-        self._plan.log.clear()
-        if not self._context.execute_async_v3(self._lane.stream.handle):
-            raise self._failure("failed to run")
+        with self._plan.guarded("failed to run"):
+            if not self._context.execute_async_v3(self._lane.stream.handle):
+                raise self._plan.failure("failed to run")
 
     def _make_context(self) -> Any:
-        module = self._plan.module
-        user_managed = module.ExecutionContextAllocationStrategy.USER_MANAGED
-        self._plan.log.clear()
         if self._plan.record.runtime is RuntimeName.TENSORRT_RTX:
-            config = self._engine.create_runtime_config()
-            config.set_execution_context_allocation_strategy(user_managed)
-            # Each context keeps its shapes: compile for them at once, not beside the first runs.
-            strategies = module.DynamicShapesKernelSpecializationStrategy
-            config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
-            config.cuda_graph_strategy = module.CudaGraphStrategy.DISABLED  # captured here
-            context = self._engine.create_execution_context(config)
+            how = self._plan.configure(self._engine)
         else:
-            context = self._engine.create_execution_context(user_managed)
+            how = self._plan.module.ExecutionContextAllocationStrategy.USER_MANAGED
+        context = self._engine.create_execution_context(how)
         if context is None:
-            raise self._failure("cannot make an execution context")
+            raise self._plan.failure("cannot make an execution context")
         return context
 
     def _choose_profile(self, inputs: Mapping[str, DeviceTensor]) -> None:
         shapes = {name: tensor.shape for name, tensor in inputs.items()}
         profile = self._plan.record.profile_for(shapes)
         if profile is None:
-            raise self._failure(
+            raise self._plan.failure(
                 "has no profile for "
                 + ", ".join(f"{name} {shape}" for name, shape in shapes.items())
             )
@@ -278,42 +267,4 @@ class _Program:
 
     def _check(self, worked: bool, what: str) -> None:
         if not worked:
-            raise self._failure(f"does not take {what}")
-
-    def _failure(self, what: str) -> BackendError:
-        said = self._plan.log.said()
-        if "out of memory" in said.lower() or "OutOfMemory" in said:
-            return self._lane.device.cuda.out_of_memory()
-        record = self._plan.record
-        return BackendError(
-            f"{record.runtime} {self._plan.module.__version__}: {record.file} {what}"
-            + (f": {said}" if said else "")
-        )
-
-
-def _make_log(module: Any) -> Any:
-    """TensorRT's logger: keeps the errors of the call in hand, which returns no reason itself."""
-
-    class Log(module.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            module.ILogger.__init__(self)
-            self._here = threading.local()  # TensorRT reports in the thread that calls it
-
-        @property
-        def _lines(self) -> deque[str]:
-            lines: deque[str] = self._here.__dict__.setdefault("lines", deque(maxlen=8))
-            return lines
-
-        def log(self, severity: Any, text: str) -> None:
-            levels = module.ILogger.Severity
-            if severity in (levels.INTERNAL_ERROR, levels.ERROR):
-                self._lines.append(" ".join(text.split()))
-                _log.debug("%s: %s", module.__name__, text)
-
-        def clear(self) -> None:
-            self._lines.clear()
-
-        def said(self) -> str:
-            return "; ".join(self._lines)
-
-    return Log()
+            raise self._plan.failure(f"does not take {what}")

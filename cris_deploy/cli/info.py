@@ -22,7 +22,7 @@ _PACKAGES: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "backends": ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx"),
     "export": ("torch", "torchvision", "open_clip_torch", "onnx", "onnxscript"),
-    "engines": ("cuda-python", "pycuda", "polygraphy"),
+    "engines": ("cuda-core", "cuda-bindings", "pycuda", "polygraphy"),
 }
 
 # Whether products of bytes are added in 16 bits -> what that means.

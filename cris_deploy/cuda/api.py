@@ -1,96 +1,138 @@
-"""CUDA's runtime through cuda-python: every status is checked, every failure is a BackendError."""
+"""CUDA through cuda-core: every failure is a BackendError that says what has happened."""
 
 import importlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from cris_deploy.errors import BackendError
 
-INSTALL: Final = "pip install 'cuda-bindings>=12.8'"
+INSTALL: Final = "pip install 'cuda-core>=1.1' 'cuda-bindings>=12.8'"
 
-_SUCCESS = 0
-_OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
+_T = TypeVar("_T")
+_OUT_OF_MEMORY: Final = "CUDA_ERROR_OUT_OF_MEMORY"
+_NAME = re.compile(r"CUDA_ERROR_\w+")
 _MEBIBYTE = 1 << 20
+
+STICKY: Final = frozenset(
+    f"CUDA_ERROR_{name}"
+    for name in (
+        "ASSERT",
+        "CONTAINED",
+        "CONTEXT_IS_DESTROYED",
+        "ECC_UNCORRECTABLE",
+        "HARDWARE_STACK_ERROR",
+        "ILLEGAL_ADDRESS",
+        "ILLEGAL_INSTRUCTION",
+        "INVALID_ADDRESS_SPACE",
+        "INVALID_PC",
+        "LAUNCH_FAILED",
+        "LAUNCH_TIMEOUT",
+        "MISALIGNED_ADDRESS",
+        "MPS_CLIENT_TERMINATED",
+        "NVLINK_UNCORRECTABLE",
+        "TENSOR_MEMORY_LEAK",
+    )
+)
+"""After one of these the context gives nothing but errors: the process has to be started again."""
+
+
+class OutOfMemoryError(BackendError):
+    """A GPU has no memory left."""
 
 
 class Cuda:
-    """The functions of `cuda.bindings.runtime`, by name, without their statuses.
+    """`cuda.core`, and the functions of the driver that it does not have."""
 
-    `uint64` makes the 64-bit values that some of them take.
-    """
+    def __init__(self, core: Any, driver: Any) -> None:
+        self.core: Final = core
+        self._driver = driver
 
-    def __init__(self, runtime: Any, uint64: Callable[[int], Any]) -> None:
-        self.names: Final = runtime
-        self.uint64: Final = uint64
+    def run(self, function: Callable[..., _T], *arguments: Any, **named: Any) -> _T:
+        """Call something of `cuda.core`; BackendError says what failed, and how badly."""
+        try:
+            return function(*arguments, **named)
+        except Exception as error:  # CUDAError, which has no public name, and what bindings raise
+            raise self._failure(getattr(function, "__qualname__", "cuda.core"), error) from None
 
     def call(self, function: str, *arguments: object) -> Any:
-        """Call a function; give what it gives beside its status (a tuple if several).
+        """Call a function of the driver; give what it gives beside its status (a tuple if several).
 
         Raises BackendError, which says "out of memory" if it is that.
         """
-        status, *values = getattr(self.names, function)(*arguments)
-        if int(status) != _SUCCESS:
-            raise self._failure(function, status)
+        status, *values = getattr(self._driver, function)(*arguments)
+        if int(status):
+            raise self._failure(function, status.name)
         return values[0] if len(values) == 1 else tuple(values)
 
-    def try_call(self, function: str, *arguments: object) -> bool:
-        """Call a function for its effect where a failure has no one to go to; True if it worked."""
+    def free_bytes(self, index: int = 0) -> int:
+        """Count the free memory of a GPU."""
+        with self.on_device(index):
+            return int(self.call("cuMemGetInfo")[0])
+
+    def keep_free_memory(self, pool: Any) -> None:
+        """Let a pool of the driver keep all that is freed, until it is trimmed."""
+        attribute = self._driver.CUmemPool_attribute.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD
+        wanted = self._driver.cuuint64_t((1 << 64) - 1)
+        self.call("cuMemPoolSetAttribute", pool, attribute, wanted)
+
+    def stream(self, handle: int) -> Any:
+        """Give `cuda.core`'s view of a stream that is another's."""
+        core = self.core
+        if handle in (0, 1):
+            return core.LEGACY_DEFAULT_STREAM
+        return core.PER_THREAD_DEFAULT_STREAM if handle == 2 else core.Stream.from_handle(handle)
+
+    @contextmanager
+    def on_device(self, index: int) -> Iterator[None]:
+        """Have a GPU current in this thread for a while: events are made on the current one."""
+        before = self._current()
+        self.run(lambda: self.core.Device(index).set_current())
         try:
-            worked = int(getattr(self.names, function)(*arguments)[0]) == _SUCCESS
-            if not worked:  # the kernels look at the last error, which must be their own
-                self.names.cudaGetLastError()
-        except Exception:  # at the interpreter's end cuda-python itself is half gone
-            return False
-        return worked
+            yield
+        finally:
+            if self._current() != before:
+                self._driver.cuCtxSetCurrent(before)
 
-    def allocate(self, size: int, pool: object, stream: int) -> int | None:
-        """Allocate `size` bytes in the order of a stream; None if there is not that much."""
-        status, pointer = self.names.cudaMallocFromPoolAsync(size, pool, stream)
-        if int(status) == _OUT_OF_MEMORY:
-            self.names.cudaGetLastError()
-            return None
-        if int(status) != _SUCCESS:
-            raise self._failure("cudaMallocFromPoolAsync", status)
-        return int(pointer)
-
-    def out_of_memory(self, wanted: int | None = None) -> BackendError:
+    def out_of_memory(self, wanted: int | None = None) -> OutOfMemoryError:
         """Make the error for a GPU that has no memory left; `wanted` is in bytes."""
         left = ""
-        status, *values = self.names.cudaMemGetInfo()
-        if int(status) == _SUCCESS:
+        status, *values = self._driver.cuMemGetInfo()
+        if not int(status):
             free, total = (value // _MEBIBYTE for value in values)
             left = f", {free:,} of {total:,} MiB are free"
         asked = "" if wanted is None else f" for {wanted / _MEBIBYTE:,.1f} MiB more"
-        return BackendError(
+        return OutOfMemoryError(
             f"the GPU is out of memory{asked}{left}: use smaller batches, fewer streams or smaller "
             "caches, or end other programs on it"
         )
 
-    def _failure(self, function: str, status: Any) -> BackendError:
-        name, text = (
-            value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-            for value in (
-                self.names.cudaGetErrorName(status)[1],
-                self.names.cudaGetErrorString(status)[1],
-            )
-        )
-        self.names.cudaGetLastError()  # the kernels look at the last error: it must be their own
-        if int(status) == _OUT_OF_MEMORY:
+    def _current(self) -> int:
+        return int(self.call("cuCtxGetCurrent") or 0)
+
+    def _failure(self, what: str, error: object) -> BackendError:
+        text = " ".join(str(error).split())
+        found = _NAME.search(text)
+        if found is None:
+            return BackendError(f"CUDA failed in {what}: {text}")
+        name = found.group()
+        if name == _OUT_OF_MEMORY:
             return self.out_of_memory()
-        return BackendError(
-            f"CUDA failed in {function}: {name} ({text}): if the next call fails too, the GPU is "
-            "lost to this process, so start it again"
-        )
+        _, meaning = self._driver.cuGetErrorString(getattr(self._driver.CUresult, name))
+        shown = meaning.decode(errors="replace") if meaning else "unknown to this driver"
+        lost = ": the GPU is lost to this process, start it again" if name in STICKY else ""
+        return BackendError(f"CUDA failed in {what}: {name} ({shown}){lost}")
 
 
 @cache
 def load_cuda() -> Cuda:
-    """Import cuda-python's runtime; BackendError if it is not installed. Touches no device."""
+    """Import cuda-core; BackendError if it is not installed. Touches no device."""
     try:
-        driver = importlib.import_module("cuda.bindings.driver")
-        return Cuda(importlib.import_module("cuda.bindings.runtime"), driver.cuuint64_t)
+        core = importlib.import_module("cuda.core")
+        return Cuda(core, importlib.import_module("cuda.bindings.driver"))
     except ImportError as error:
         raise BackendError(
-            f"device cuda: cuda-python cannot be imported ({error}): run {INSTALL}"
+            f"device cuda: cuda-core cannot be imported ({error}): run {INSTALL}"
         ) from None

@@ -8,10 +8,10 @@ fails, all that its lane holds is dropped and made again by the next call.
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for_futures
 from contextlib import contextmanager
-from queue import SimpleQueue
-from threading import Lock
+from threading import Condition, Lock
 from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from cris_deploy import gpu
 from cris_deploy.cuda.api import Cuda, load_cuda
 from cris_deploy.cuda.gate import Gate
-from cris_deploy.cuda.memory import DeviceTensor, Event, Memory, PinnedMemory, Pool, Stream
-from cris_deploy.errors import BackendError, CrisError
+from cris_deploy.cuda.memory import DeviceTensor, Memory, PinnedMemory, Pool, Stream
+from cris_deploy.errors import BackendError, CrisError, EngineTimeoutError, InputError
 
 _T = TypeVar("_T")
 
@@ -42,13 +42,16 @@ class Lane:
     def __init__(self, device: "CudaDevice", pool: Pool) -> None:
         self.device: Final = device
         self.pool: Final = pool
-        self.stream: Final = Stream(device.cuda)
+        self.stream: Final = Stream(device.cuda, device.index, device.timeout)
+        self.turn: object = None
+        """Whose turn it is: what the gate knows its user by."""
         self._slots: OrderedDict[Hashable, Closable] = OrderedDict()
         self._scratch: Memory | None = None
-        self._upload = PinnedMemory(device.cuda)
-        self._uploaded: Event | None = None
-        self._landing = PinnedMemory(device.cuda)
+        self._upload = PinnedMemory(device.cuda, self.stream)
+        self._uploaded: Any = None
+        self._landing = PinnedMemory(device.cuda, self.stream)
         self._thread: ThreadPoolExecutor | None = None
+        self._work: Future[Any] | None = None
 
     def allocate(self, size: int) -> Memory:
         """Allocate device memory in this lane's order."""
@@ -61,9 +64,9 @@ class Lane:
         be read far outside the embedding.
         """
         size = int(np.prod(shape)) * dtype.itemsize
-        tensor = DeviceTensor(self.allocate(size), 0, shape, dtype)
-        self.device.cuda.call("cudaMemsetAsync", tensor.pointer, 0, size, self.stream.handle)
-        return tensor
+        memory = self.allocate(size)
+        self.device.cuda.run(memory.buffer.fill, 0, stream=self.stream.core)
+        return DeviceTensor(memory, 0, shape, dtype)
 
     def scratch(self, size: int) -> Memory:
         """Give memory for use until the next work on this lane, which may overwrite it.
@@ -75,52 +78,29 @@ class Lane:
         return self._scratch
 
     def copy(self, source: int, target: int, size: int) -> None:
-        """Queue a copy from one device address to another."""
-        cuda = self.device.cuda
-        kind = cuda.names.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-        cuda.call("cudaMemcpyAsync", target, source, size, kind, self.stream.handle)
+        """Queue a copy from one address to another, of the device or in page-locked memory."""
+        self.device.cuda.call("cuMemcpyAsync", target, source, size, self.stream.handle)
 
     def upload(self, array: NDArray[Any], into: DeviceTensor) -> None:
         """Queue a copy of an array's elements to the first elements of a tensor of its type."""
         assert array.dtype == into.dtype
         assert array.nbytes <= into.nbytes
-        cuda = self.device.cuda
         if self._uploaded is not None:
-            self._uploaded.wait()
+            self.stream.wait_for(self._uploaded)
         staged = self._upload.bytes(max(array.nbytes, 1))
         np.copyto(staged[: array.nbytes].view(array.dtype).reshape(array.shape), array)
-        kind = cuda.names.cudaMemcpyKind.cudaMemcpyHostToDevice
-        cuda.call(
-            "cudaMemcpyAsync",
-            into.pointer,
-            staged.ctypes.data,
-            array.nbytes,
-            kind,
-            self.stream.handle,
-        )
-        if self._uploaded is None:
-            self._uploaded = Event(cuda, self.stream.handle)
-        else:
-            self._uploaded.record(self.stream.handle)
+        self.copy(staged.ctypes.data, into.pointer, array.nbytes)
+        self._uploaded = self.stream.record()
 
     def download(self, *tensors: DeviceTensor) -> list[NDArray[Any]]:
         """Wait for tensors, and give them as arrays that are valid until the next download."""
-        cuda = self.device.cuda
-        kind = cuda.names.cudaMemcpyKind.cudaMemcpyDeviceToHost
         offsets, end = [], 0
         for tensor in tensors:
             offsets.append(end)
             end += -(-tensor.nbytes // 16) * 16
         landing = self._landing.bytes(max(end, 1))
         for tensor, offset in zip(tensors, offsets, strict=True):
-            cuda.call(
-                "cudaMemcpyAsync",
-                landing.ctypes.data + offset,
-                tensor.pointer,
-                tensor.nbytes,
-                kind,
-                self.stream.handle,
-            )
+            self.copy(tensor.pointer, landing.ctypes.data + offset, tensor.nbytes)
         self.stream.wait()
         return [
             landing[offset : offset + tensor.nbytes].view(tensor.dtype).reshape(tensor.shape)
@@ -129,7 +109,7 @@ class Lane:
 
     def use(self, tensor: DeviceTensor) -> None:
         """Read a tensor in this lane's order from now on, whichever lane made it."""
-        if tensor.memory.lost:
+        if tensor.memory.pool.lost:
             raise BackendError("the GPU was lost since the image was encoded: encode it again")
         tensor.memory.use_on(self.stream.handle, self.stream)
 
@@ -144,98 +124,206 @@ class Lane:
         self._slots.move_to_end(key)
         return found
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Have the device alone, with no other lane and no host copy on it."""
+        with self.device.gate.alone(self.turn), self.pool.capture():
+            yield
+
     def on_its_thread(self, work: Callable[[], _T]) -> _T:
         """Run something on the one thread that belongs to this lane."""
+        device = self.device
+
+        def current() -> _T:
+            with device.cuda.on_device(device.index):
+                return work()
+
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="cris-lane")
-            self._thread.submit(self.device.cuda.call, "cudaSetDevice", self.device.index).result()
-        return self._thread.submit(work).result()
+        self._work = running = self._thread.submit(current)
+        if not wait_for_futures([running], device.timeout).done:
+            raise EngineTimeoutError(
+                f"a run on the GPU has not returned in {device.timeout} s: raise timeout, or look "
+                "what keeps the GPU (nvidia-smi)"
+            )
+        return running.result()
 
-    def close(self) -> None:
-        """Wait for what is queued, and drop everything."""
-        self.device.cuda.try_call("cudaStreamSynchronize", self.stream.handle)
+    def close(self, timeout: float | None) -> bool:
+        """Drop everything once what is queued has ended; False if it has not in `timeout` s."""
+        if not self._ends(timeout):
+            return False
         while self._slots:
             self._slots.popitem()[1].close()
         self._scratch = self._uploaded = None
-        # Freed in stream order: this makes it free for other streams, too.
-        self.device.cuda.try_call("cudaStreamSynchronize", self.stream.handle)
+        self._ends(timeout)  # freed in stream order: this makes it free for other streams, too
         if self._thread is not None:
-            self._thread.shutdown(wait=True)
+            self._thread.shutdown()
             self._thread = None
+        return True
+
+    def _ends(self, timeout: float | None) -> bool:
+        if self._work is not None and not wait_for_futures([self._work], timeout).done:
+            return False
+        try:
+            if timeout is None:
+                self.stream.wait()
+                return True
+            return self.stream.passed(self.stream.record(), timeout)
+        except BackendError:
+            return True  # it failed, and with it all that was queued
+
+
+class _Seat:
+    """Where a lane is kept. Free if there is no turn on it: one assignment takes or frees it."""
+
+    def __init__(self) -> None:
+        self.lane: Lane | None = None
+        self.turn: object | None = None
+        self.clean = True
+        """Whether its lane may be used again: no call broke off in the midst of it."""
+
+
+class _Turn:
+    """The use of a seat by one call; it ends with this object, if it has not before."""
+
+    def __init__(self, device: "CudaDevice") -> None:
+        self._device = device
+        self.token: Final = object()
+
+    def __del__(self) -> None:
+        self._device.end(self.token)
 
 
 class CudaDevice:
-    """A GPU that CUDA shows to this process (CUDA_VISIBLE_DEVICES chooses which it counts)."""
+    """A GPU that CUDA shows to this process (CUDA_VISIBLE_DEVICES chooses which it counts).
 
-    def __init__(self, cuda: Cuda, lanes: int = 1, index: int = 0) -> None:
+    `timeout` is how many seconds any one wait may take: for a lane, for other threads, for what is
+    computed. None is as long as it takes.
+    """
+
+    def __init__(
+        self, cuda: Cuda, lanes: int = 1, index: int = 0, timeout: float | None = None
+    ) -> None:
         self.cuda: Final = cuda
         self.index: Final = index
-        self.gate: Final = Gate()
+        self.timeout: Final = timeout
+        self.gate: Final = Gate(timeout)
         self._lock = Lock()
-        with self._current():
-            self.pool = Pool(cuda, self.index, self.gate)
-        self._lanes: Final = lanes
-        self._idle: SimpleQueue[Lane | None] = SimpleQueue()
-        for _ in range(lanes):
-            self._idle.put(None)  # made when it is first needed
+        with cuda.on_device(index):
+            self.pool = Pool(cuda, index, self.gate, timeout)
+        self._seats: Final = [_Seat() for _ in range(lanes)]  # lanes are made when first needed
+        self._ended: Final = Condition()
+        self._closed = False
+        self._leaving: list[Lane] = []  # lanes to close, once what runs on them has ended
 
     @contextmanager
     def lane(self) -> Iterator[Lane]:
-        """Take a lane, waiting for one. If the work on it fails, the next call finds a new one."""
-        lane = self._idle.get()
-        self.gate.enter()
+        """Take a lane, waiting for one. If the work on it fails, the next call finds a new one.
+
+        Raises EngineTimeoutError if none comes free, InputError if the device was closed.
+        """
+        turn = _Turn(self)  # ends the turn, should the way out be interrupted
         try:
-            with self._current():
-                if lane is None or lane.pool.lost:
-                    lane = None  # its memory first, then that of the next
-                    lane = Lane(self, self._living_pool())
-                yield lane
-        except BaseException as error:
-            # A refused argument has queued nothing; whatever else came between may have.
-            if not isinstance(error, CrisError) or isinstance(error, BackendError):
-                self._drop(lane)
-                lane = None
-            raise
+            seat = self._take(turn.token, self._seats)
+            self.gate.enter(turn.token)
+            try:
+                if not seat.clean or (seat.lane is not None and seat.lane.pool.lost):
+                    self._drop(seat)  # its memory first, then that of the next
+                seat.clean = False
+                with self.cuda.on_device(self.index):
+                    if seat.lane is None:
+                        seat.lane = Lane(self, self._living_pool())
+                    seat.lane.turn = turn.token
+                    yield seat.lane
+                seat.clean = True
+            except BaseException as error:
+                if _refuses(error):
+                    seat.clean = True
+                else:
+                    self._drop(seat)
+                raise
         finally:
-            self.gate.leave()
-            self._idle.put(lane)
+            self.end(turn.token)
+
+    def end(self, token: object) -> None:
+        """End a turn, if there is one; again, if that was interrupted."""
+        self.gate.leave(token)
+        with self._ended:
+            for seat in self._seats:
+                if seat.turn is token:
+                    seat.turn = None
+            self._ended.notify_all()
 
     def close(self) -> None:
-        """Drop all lanes, after the calls that use them; later calls make new ones."""
-        for lane in [self._idle.get() for _ in range(self._lanes)]:
-            if lane is not None:
-                with self._current():
-                    lane.close()
-            self._idle.put(None)
-        self.pool.trim()
+        """Drop all lanes, each after the call that uses it; later calls are refused.
 
-    def _drop(self, lane: Lane | None) -> None:
-        if lane is not None:
-            lane.close()
-        if self.cuda.try_call("cudaMemGetInfo"):
-            self.pool.trim()
-        else:  # a lost device answers nothing, and all addresses on it are void
+        Raises EngineTimeoutError if a call does not end.
+        """
+        with self._ended:
+            self._closed = True
+            self._ended.notify_all()
+        for seat in self._seats:
+            turn = _Turn(self)
+            try:
+                self._drop(self._take(turn.token, [seat], closing=True))
+            finally:
+                self.end(turn.token)
+
+    def _take(self, token: object, seats: list[_Seat], closing: bool = False) -> _Seat:
+        def first_free() -> _Seat | None:
+            free = [seat for seat in seats if seat.turn is None]
+            return next((seat for seat in free if seat.lane is not None), free[0] if free else None)
+
+        def refused() -> bool:
+            return self._closed and not closing
+
+        with self._ended:
+            self._ended.wait_for(lambda: refused() or first_free(), self.timeout)
+            if refused():
+                raise InputError("engine is closed: make a new Engine")
+            seat = first_free()
+            if seat is None:
+                raise EngineTimeoutError(
+                    f"none of the GPU's {len(seats)} streams came free in {self.timeout} s: raise "
+                    "streams or timeout, or call from fewer threads"
+                )
+            seat.turn = token
+            return seat
+
+    def _drop(self, seat: _Seat) -> None:
+        """Take a seat's lane away, and close it, and others that were left running, if they end."""
+        lane = seat.lane
+        with self._lock:
+            if lane is not None:
+                self._leaving.append(lane)
+            leaving = list(self._leaving)
+        seat.lane = None
+        seat.clean = True
+        try:
+            with self.cuda.on_device(self.index):
+                for one in leaving:
+                    if one.close(self.timeout if one is lane else 0):
+                        with self._lock:
+                            self._leaving = [other for other in self._leaving if other is not one]
+                self.pool.trim()
+        except BackendError:  # a lost device gives nothing else, and all addresses on it are void
             self.pool.lost = True
 
     def _living_pool(self) -> Pool:
         with self._lock:
             if self.pool.lost:
-                self.pool = Pool(self.cuda, self.index, self.gate)
+                self.pool = Pool(self.cuda, self.index, self.gate, self.timeout)
             return self.pool
 
-    @contextmanager
-    def _current(self) -> Iterator[None]:
-        before = self.cuda.call("cudaGetDevice")
-        if before != self.index:
-            self.cuda.call("cudaSetDevice", self.index)
-        try:
-            yield
-        finally:
-            if before != self.index:
-                self.cuda.try_call("cudaSetDevice", before)
+
+def _refuses(error: BaseException) -> bool:
+    """Whether it is an argument of the call that was wrong, so that nothing had been queued."""
+    return isinstance(error, CrisError) and not isinstance(
+        error, (BackendError, EngineTimeoutError)
+    )
 
 
-def open_device(lanes: int, index: int = 0) -> CudaDevice:
-    """Open a GPU; BackendError says what is missing: driver, GPU or cuda-python."""
+def open_device(lanes: int, index: int = 0, timeout: float | None = None) -> CudaDevice:
+    """Open a GPU; BackendError says what is missing: driver, GPU or cuda-core."""
     gpu.require_gpu(index)
-    return CudaDevice(load_cuda(), lanes, index)
+    return CudaDevice(load_cuda(), lanes, index, timeout)

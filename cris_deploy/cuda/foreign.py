@@ -3,7 +3,7 @@
 from typing import Any
 
 from cris_deploy.cuda.api import Cuda
-from cris_deploy.cuda.memory import Event, Stream
+from cris_deploy.cuda.memory import Stream
 from cris_deploy.errors import ImageError, InputError
 
 # Where the libraries keep the address of a stream: PyTorch, pycuda, CuPy.
@@ -61,12 +61,13 @@ def wait_for_image(cuda: Cuda, stream: Stream, image: object, given: int | None)
     """Let a stream of ours wait for an image.
 
     For what is queued on `given`, or, if the caller gave none, on the stream that the image itself
-    names, or else on the default stream.
+    names, or else on the default stream. An image that speaks DLPack is asked for the rest: see
+    `kernels/bindings/device_array.cpp`.
     """
     if given is None:
         interface: Any = getattr(image, "__cuda_array_interface__", None) or {}
         given = int(interface.get("stream") or 0)
-    stream.after(Event(cuda, given))
+    stream.after(cuda.stream(given))
 
 
 def _on_device(image: Any) -> bool:

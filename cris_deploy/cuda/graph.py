@@ -6,7 +6,6 @@ and splitting a batch takes anyway.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -166,34 +165,25 @@ class Captured:
 
     def __init__(self, lane: Lane, enqueue: Callable[[], None]) -> None:
         self._cuda = cuda = lane.device.cuda
-        self._stream = lane.stream.handle
-        with lane.pool.capture():
-            graph = self._capture(enqueue)
+        self._stream = lane.stream.core
+        builder = cuda.run(self._stream.create_graph_builder)
         try:
-            self._executable = cuda.call("cudaGraphInstantiate", graph, 0)
+            with lane.pool.capture():
+                # Other threads may allocate meanwhile.
+                cuda.run(builder.begin_building, "thread_local")
+                enqueue()
+                cuda.run(builder.end_building)
+            self._graph = cuda.run(builder.complete)
         finally:
-            cuda.try_call("cudaGraphDestroy", graph)
-
-    def _capture(self, enqueue: Callable[[], None]) -> Any:
-        cuda, stream = self._cuda, self._stream
-        # Thread-local: other threads may allocate meanwhile.
-        mode = cuda.names.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        cuda.call("cudaStreamBeginCapture", stream, mode)
-        try:
-            enqueue()
-        except BaseException:
-            with suppress(BackendError):
-                cuda.try_call("cudaGraphDestroy", cuda.call("cudaStreamEndCapture", stream))
-            raise
-        return cuda.call("cudaStreamEndCapture", stream)
+            builder.close()  # ends a capture that failed
 
     def launch(self) -> None:
         """Queue it."""
-        self._cuda.call("cudaGraphLaunch", self._executable, self._stream)
+        self._cuda.run(self._graph.launch, self._stream)
 
     def close(self) -> None:
         """End it; it is not queued any more."""
-        self._cuda.try_call("cudaGraphExecDestroy", self._executable)
+        self._graph.close()
 
 
 def take_rows(

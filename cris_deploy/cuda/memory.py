@@ -1,11 +1,11 @@
-"""Streams, events, memory that frees itself in the order of its stream, and tensors in it.
+"""Streams with bounded waits, memory that frees itself in the order of its stream, tensors in it.
 
 Memory may be let go while work on it is still queued: it returns to the pool after that work, as it
 is freed in the order of its own stream, which first waits for every other stream that used it.
 """
 
-import ctypes
 import math
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from threading import Lock, RLock
@@ -14,116 +14,110 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from cris_deploy.cuda.api import Cuda
+from cris_deploy.cuda.api import Cuda, OutOfMemoryError
 from cris_deploy.cuda.gate import Gate
-from cris_deploy.errors import BackendError
+from cris_deploy.errors import BackendError, EngineTimeoutError
 
 ALIGNMENT: Final = 256
 """Bytes; what CUDA's own allocations are aligned to, and what the kernels ask for."""
 
+_LEGACY: Final = 1  # the default stream, in DLPack and in the driver
+_CUDA: Final = 2  # kDLCUDA
+_PAUSE: Final = 1e-4  # seconds between two looks at an event
+_KEPT: Final[list[object]] = []
+"""Memory that nobody may free: of a device that was lost, or read by a stream that is unknown."""
+
 
 class Stream:
-    """A CUDA stream of ours; it ends with the last thing that needs it.
+    """A CUDA stream of ours; `timeout` is how many seconds a wait for it may take."""
 
-    Counted, because the collector ends the objects of a reference cycle (as a kept traceback makes)
-    in any order, and memory has to be freed on a stream that is still there.
-    """
-
-    def __init__(self, cuda: Cuda) -> None:
+    def __init__(self, cuda: Cuda, index: int, timeout: float | None) -> None:
         self._cuda = cuda
-        self._lock = RLock()  # taken again if the collector runs within
-        self._holders = 1
-        # Non-blocking: no implicit waiting for the legacy default stream, which others use.
-        self.handle: Final = int(
-            cuda.call("cudaStreamCreateWithFlags", cuda.names.cudaStreamNonBlocking)
-        )
+        self._timeout = timeout
+        # Non-blocking, as is its default: no waiting for the default stream, which others use.
+        self.core: Final = cuda.run(lambda: cuda.core.Device(index).create_stream())
+        self.handle: Final = int(self.core.handle)
 
     def wait(self) -> None:
-        """Wait on the host for everything queued; BackendError if any of it failed."""
-        self._cuda.call("cudaStreamSynchronize", self.handle)
+        """Wait on the host for everything queued.
 
-    def after(self, event: "Event") -> None:
-        """Let later work wait for an event."""
-        self._cuda.call("cudaStreamWaitEvent", self.handle, event.handle, 0)
+        Raises BackendError if any of it failed, EngineTimeoutError if it does not end.
+        """
+        if self._timeout is None:
+            self._cuda.run(self.core.sync)
+        else:
+            self.wait_for(self.record())
 
-    def hold(self) -> None:
-        """Keep it until a `release`."""
-        with self._lock:
-            self._holders += 1
+    def wait_for(self, event: Any) -> None:
+        """Wait on the host for an event, as `wait` does."""
+        if self._timeout is None:
+            self._cuda.run(event.sync)
+        elif not self.passed(event, self._timeout):
+            raise EngineTimeoutError(
+                f"what the GPU computes has not ended in {self._timeout} s: raise timeout, or look "
+                "what keeps the GPU (nvidia-smi)"
+            )
 
-    def release(self) -> None:
-        """End a `hold`."""
-        with self._lock:
-            self._holders -= 1
-            if self._holders == 0:
-                self._cuda.try_call("cudaStreamDestroy", self.handle)
+    def passed(self, event: Any, timeout: float) -> bool:
+        """Tell whether an event comes to pass in so many seconds; BackendError if work failed."""
+        end = time.monotonic() + timeout
+        while not self._cuda.run(lambda: event.is_done):
+            if time.monotonic() > end:
+                return False
+            time.sleep(_PAUSE)
+        return True
 
-    def __del__(self) -> None:
-        if hasattr(self, "handle"):
-            self.release()
+    def record(self) -> Any:
+        """Make an event: what is queued by now."""
+        return self._cuda.run(self.core.record)
 
-
-class Event:
-    """A point in a stream's order: that of `stream` now."""
-
-    def __init__(self, cuda: Cuda, stream: int) -> None:
-        self._cuda = cuda
-        self.handle: Final = int(
-            cuda.call("cudaEventCreateWithFlags", cuda.names.cudaEventDisableTiming)
-        )
-        self.record(stream)
-
-    def record(self, stream: int) -> None:
-        """Move it to what is queued on `stream` now."""
-        self._cuda.call("cudaEventRecord", self.handle, stream)
-
-    def wait(self) -> None:
-        """Wait on the host."""
-        self._cuda.call("cudaEventSynchronize", self.handle)
-
-    def __del__(self) -> None:
-        if hasattr(self, "handle"):
-            self._cuda.try_call("cudaEventDestroy", self.handle)
+    def after(self, other: Any) -> None:
+        """Let later work wait for an event, or for what a stream of `cuda.core` has queued."""
+        self._cuda.run(self.core.wait, other)
 
 
 class Pool:
     """A pool of device memory that keeps what is freed for the next allocation."""
 
-    def __init__(self, cuda: Cuda, device: int, gate: Gate) -> None:
+    def __init__(self, cuda: Cuda, index: int, gate: Gate, timeout: float | None) -> None:
         self.cuda: Final = cuda
+        self.index: Final = index
         self.gate: Final = gate
+        self.timeout: Final = timeout
         self.lost = False
         """Set when the device was lost: its addresses mean nothing any more."""
         self._lock = RLock()
         self._captures = 0
         self._put_off: list[_Freed] = []
-        names = cuda.names
-        wanted = names.cudaMemPoolProps()
-        wanted.allocType = names.cudaMemAllocationType.cudaMemAllocationTypePinned
-        wanted.handleTypes = names.cudaMemAllocationHandleType.cudaMemHandleTypeNone
-        wanted.location.type = names.cudaMemLocationType.cudaMemLocationTypeDevice
-        wanted.location.id = device
-        self._pool = cuda.call("cudaMemPoolCreate", wanted)
+        core = cuda.core
+        self._resource = cuda.run(
+            core.DeviceMemoryResource, core.Device(index), core.DeviceMemoryResourceOptions()
+        )
         # Otherwise every synchronisation gives free memory back, and every call asks for it again.
-        attribute = names.cudaMemPoolAttr.cudaMemPoolAttrReleaseThreshold
-        cuda.call("cudaMemPoolSetAttribute", self._pool, attribute, cuda.uint64((1 << 64) - 1))
+        cuda.keep_free_memory(self._resource.handle)
 
     def allocate(self, size: int, stream: Stream) -> "Memory":
         """Allocate at least one byte; BackendError if there is no memory left."""
         size = max(size, 1)
-        pointer = self.cuda.allocate(size, self._pool, stream.handle)
-        if pointer is None:
+        buffer = self._try(size, stream)
+        if buffer is None:
             self.trim(stream)
-            pointer = self.cuda.allocate(size, self._pool, stream.handle)
-        if pointer is None:
+            buffer = self._try(size, stream)
+        if buffer is None:
             raise self.cuda.out_of_memory(size)
-        return Memory(self, pointer, size, stream)
+        return Memory(self, buffer, size, stream)
+
+    def _try(self, size: int, stream: Stream) -> Any:
+        try:
+            return self.cuda.run(self._resource.allocate, size, stream=stream.core)
+        except OutOfMemoryError:
+            return None
 
     def trim(self, stream: Stream | None = None) -> None:
         """Give memory that nothing uses back to the driver."""
         if stream is not None:  # what is freed on it counts as free only then
-            self.cuda.try_call("cudaStreamSynchronize", stream.handle)
-        self.cuda.try_call("cudaMemPoolTrimTo", self._pool, 0)
+            stream.wait()
+        self.cuda.call("cuMemPoolTrimTo", self._resource.handle, 0)
 
     def free(self, piece: "_Freed") -> None:
         """Free memory after all that is queued on its stream and on its users' streams.
@@ -151,75 +145,59 @@ class Pool:
                     self._free(self._put_off.pop())
 
     def _free(self, piece: "_Freed") -> None:
-        if not self.lost:
-            for user in piece.users:
+        try:
+            if self.lost:
+                _KEPT.append(piece.buffer)
+                return
+            with self.cuda.on_device(self.index):
                 try:
-                    piece.stream.after(Event(self.cuda, user))
-                except Exception:  # that stream is gone, and with it all that was queued there
-                    continue
-            self.cuda.try_call("cudaFreeAsync", piece.pointer, piece.stream.handle)
-        for owner in (piece.stream, *piece.users.values()):
-            if isinstance(owner, Stream):
-                owner.release()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_pool") and not self.lost:
-            self.cuda.try_call("cudaMemPoolDestroy", self._pool)
+                    for user in piece.users:
+                        piece.stream.after(self.cuda.stream(user))
+                except BackendError:  # that stream is gone; what was queued there may still run
+                    self.cuda.call("cuCtxSynchronize")
+                piece.buffer.close()
+                if piece.ready is not None:
+                    piece.ready.close()  # here, where there is no capture
+        except Exception:  # there is no one to tell; and what may still be read is not used again
+            _KEPT.append(piece.buffer)
 
 
 class _Freed(NamedTuple):
-    pointer: int
+    buffer: Any
     stream: Stream
     users: Mapping[int, object]
-    ready: Event | None  # ends with this, not in a capture
+    ready: Any
 
 
 class Memory:
     """A piece of device memory; it goes back to its pool with the last tensor in it."""
 
-    def __init__(self, pool: Pool, pointer: int, size: int, stream: Stream) -> None:
-        self._pool = pool
-        self.pointer: Final = pointer
+    def __init__(self, pool: Pool, buffer: Any, size: int, stream: Stream) -> None:
+        self.pool: Final = pool
+        self.buffer: Final = buffer
+        self.pointer: Final = int(buffer.handle)
         self.bytes: Final = size
         self.stream: Final = stream
-        stream.hold()
-        self._ready: Event | None = None
+        self._ready: Any = None
         self._lock = Lock()
         self._users: dict[int, object] = {}
 
     def mark_ready(self) -> None:
         """Say that what is queued on its own stream now completes its contents."""
-        self._ready = Event(self._pool.cuda, self.stream.handle)
+        self._ready = self.stream.record()
 
     def use_on(self, stream: int, owner: object) -> None:
         """Let a stream read it from now on; `owner` keeps that stream alive as long as this."""
         if stream == self.stream.handle:
             return
         if self._ready is not None:
-            self._pool.cuda.call("cudaStreamWaitEvent", stream, self._ready.handle, 0)
+            cuda = self.pool.cuda
+            cuda.run(cuda.stream(stream).wait, self._ready)
         with self._lock:
-            if stream not in self._users:
-                self._users[stream] = owner
-                if isinstance(owner, Stream):
-                    owner.hold()
-
-    @property
-    def cuda(self) -> Cuda:
-        """The functions it was made with."""
-        return self._pool.cuda
-
-    @property
-    def lost(self) -> bool:
-        """Whether the device was lost since it was allocated."""
-        return self._pool.lost
-
-    @property
-    def gate(self) -> Gate:
-        """What to be inside of when calling CUDA."""
-        return self._pool.gate
+            self._users.setdefault(stream, owner)
 
     def __del__(self) -> None:
-        self._pool.free(_Freed(self.pointer, self.stream, self._users, self._ready))
+        self.pool.free(_Freed(self.buffer, self.stream, self._users, self._ready))
 
 
 class DeviceTensor:
@@ -270,51 +248,71 @@ class DeviceTensor:
         assert math.prod(shape) == math.prod(self.shape)
         return DeviceTensor(self.memory, self.pointer - self.memory.pointer, shape, self.dtype)
 
+    def shared(self) -> "SharedTensor":
+        """Give the same for other libraries, in the same memory."""
+        offset = self.pointer - self.memory.pointer
+        return SharedTensor(self.memory, offset, self.shape, self.dtype)
+
     def to_host(self) -> NDArray[Any]:
-        """Wait for it and copy it to the host; BackendError if what makes it failed."""
-        if self.memory.lost:
+        """Wait for it and copy it to the host.
+
+        Raises BackendError if what makes it failed, EngineTimeoutError if that does not end.
+        """
+        pool = self.memory.pool
+        if pool.lost:
             raise BackendError("the GPU was lost since this was computed: compute it again")
-        with self.memory.gate.inside():
-            cuda = self.memory.cuda
-            stream = Stream(cuda)  # that of the memory may be in other hands, or in a capture
+        with pool.gate.inside(), pool.cuda.on_device(pool.index):
+            # That of the memory may be in other hands, or in a capture.
+            stream = Stream(pool.cuda, pool.index, pool.timeout)
             self.memory.use_on(stream.handle, stream)
+            stream.wait()  # before the copy: one that is given up would write into freed memory
             host = np.empty(self.shape, self.dtype)
-            kind = cuda.names.cudaMemcpyKind.cudaMemcpyDeviceToHost
             target = host.ctypes.data
-            cuda.call("cudaMemcpyAsync", target, self.pointer, host.nbytes, kind, stream.handle)
-            stream.wait()
+            pool.cuda.call("cuMemcpyAsync", target, self.pointer, host.nbytes, stream.handle)
+            pool.cuda.run(stream.core.sync)
         return host
 
     def __repr__(self) -> str:
         return f"DeviceTensor({self.shape}, {self.dtype}, 0x{self.pointer:x})"
 
 
+class SharedTensor(DeviceTensor):
+    """A tensor for other libraries: it speaks DLPack, too (`torch.from_dlpack(tensor)`)."""
+
+    __slots__ = ()
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return _CUDA, self.memory.pool.index
+
+    def __dlpack__(self, *, stream: int | None = None, **named: Any) -> Any:
+        """Hand it over in the order of `stream`, by default CUDA's default stream; -1: in none."""
+        if stream != -1:
+            self.memory.use_on(_LEGACY if stream is None else stream, None)
+        cuda = self.memory.pool.cuda
+        with cuda.on_device(self.memory.pool.index):
+            buffer = cuda.core.Buffer.from_handle(self.pointer, self.nbytes, owner=self.memory)
+            view = cuda.core.utils.StridedMemoryView.from_buffer(
+                buffer, self.shape, dtype=self.dtype
+            )
+            return view.__dlpack__(stream=-1, **named)
+
+
 class PinnedMemory:
     """Page-locked host memory that grows: copies from and to it need no second copy."""
 
-    def __init__(self, cuda: Cuda) -> None:
+    def __init__(self, cuda: Cuda, stream: Stream) -> None:
         self._cuda = cuda
-        self._pointer = 0
-        self._size = 0
+        self._stream = stream
+        self._held: NDArray[np.uint8] = np.empty(0, np.uint8)
 
     def bytes(self, size: int) -> NDArray[np.uint8]:
         """Give its first `size` bytes, (size,) uint8. Nothing queued may use what it held."""
-        if size > self._size:
-            self._free()
-            self._pointer = int(
-                self._cuda.call("cudaHostAlloc", size, self._cuda.names.cudaHostAllocDefault)
-            )
-            self._size = size
-        held = (ctypes.c_uint8 * size).from_address(self._pointer)
-        return np.ctypeslib.as_array(held)
-
-    def _free(self) -> None:
-        if self._size:
-            self._size = 0
-            self._cuda.try_call("cudaFreeHost", self._pointer)
-
-    def __del__(self) -> None:
-        self._free()
+        if size > len(self._held):
+            self._held = self._held[:0].copy()
+            resource = self._cuda.core.LegacyPinnedMemoryResource()
+            buffer = self._cuda.run(resource.allocate, size, stream=self._stream.core)
+            self._held = np.from_dlpack(buffer).view(np.uint8)
+        return self._held[:size]
 
 
 def aligned(size: int) -> int:

@@ -19,7 +19,7 @@ from cris_deploy.backends import Device, Graph
 from cris_deploy.cuda import foreign
 from cris_deploy.cuda.device import CudaDevice, Lane
 from cris_deploy.cuda.graph import DeviceGraph, Slot, take_rows
-from cris_deploy.cuda.memory import DeviceTensor, Event, Memory, aligned
+from cris_deploy.cuda.memory import DeviceTensor, Memory, SharedTensor, aligned
 from cris_deploy.errors import BackendError
 from cris_deploy.image import Pixels
 from cris_deploy.manifest import ModelFacts
@@ -36,9 +36,9 @@ class DeviceMask:
     `cris_deploy.device.STATS`.
     """
 
-    mask: DeviceTensor
-    logits: DeviceTensor
-    stats: DeviceTensor
+    mask: SharedTensor
+    logits: SharedTensor
+    stats: SharedTensor
 
 
 class DeviceRoad:
@@ -129,8 +129,8 @@ class DeviceRoad:
                 logits = self._queue_decoder(lane, graph, scenes[part], texts[part])
                 found, memory = self._queue_masks(lane, logits, sizes[part])
                 self._hand_over(lane, handle)
-                if handle is not None:
-                    memory.use_on(handle, stream)
+                # Without a stream they are used on the default one, after this and unseen.
+                memory.use_on(handle or 0, stream)
                 results += found
         return results
 
@@ -202,9 +202,9 @@ class DeviceRoad:
         memory.mark_ready()
         return [
             DeviceMask(
-                mask,
-                kept.rows(index, index + 1).reshaped(*kept.shape[1:]),
-                stats.rows(index, index + 1).reshaped(kernels.STATS),
+                mask.shared(),
+                kept.rows(index, index + 1).reshaped(*kept.shape[1:]).shared(),
+                stats.rows(index, index + 1).reshaped(kernels.STATS).shared(),
             )
             for index, mask in enumerate(found)
         ], memory
@@ -277,8 +277,8 @@ class DeviceRoad:
         if stream is None:
             lane.stream.wait()
         else:
-            done = Event(self._device.cuda, lane.stream.handle)
-            self._device.cuda.call("cudaStreamWaitEvent", stream, done.handle, 0)
+            cuda = self._device.cuda
+            cuda.run(cuda.stream(stream).wait, lane.stream.core)
 
     def _need_kernels(self) -> None:
         if not self._kernels:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cris_deploy.cuda.memory import DeviceTensor
+from cris_deploy.cuda.memory import SharedTensor
 from cris_deploy.segmentation import Segmentation
 
 
@@ -19,13 +19,13 @@ class DeviceSegmentation:
     expression: as it was given.
     truncated: whether the model saw only its beginning (see the bundle's word length).
 
-    The tensors have `__cuda_array_interface__`; results of one call share an allocation, which
-    lives as long as any of them.
+    The tensors have DLPack and `__cuda_array_interface__`; results of one call share an allocation,
+    which lives as long as any of them.
     """
 
-    mask: DeviceTensor
-    logits: DeviceTensor
-    stats: DeviceTensor
+    mask: SharedTensor
+    logits: SharedTensor
+    stats: SharedTensor
     expression: str
     truncated: bool
 

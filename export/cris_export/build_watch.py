@@ -47,6 +47,10 @@ class BuildLog:
         """Sum up the errors in one line."""
         return in_short([message for severity, message in self._entries if severity in _ERRORS])
 
+    def starting_with(self, words: str) -> list[str]:
+        """Give the messages that begin with these words."""
+        return [message for _, message in self._entries if message.startswith(words)]
+
     def complaints(self, words: str, since: int = 0) -> bool:
         """Tell whether a warning or an error from number `since` on has these words in it."""
         return any(

@@ -48,11 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         from cris_export.export import ExportOptions, export
         from cris_export.verify import Asked
 
+        stored = Precision.FP16 if args.fp16 else Precision.FP32
         options = ExportOptions(
             checkpoint=args.ckpt,
             output=args.output,
             word_len=args.word_len,
-            precision=Precision(args.stored),
+            precision=Precision.INT8 if args.int8 else stored,
+            half=args.int8 and args.fp16,
             samples=args.samples,
             calibration=args.calibration,
             engines=engine_cli.options(args),
@@ -67,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except ParityError as error:
             print(f"cris-export: {error}", file=sys.stderr)
             return EXIT_PARITY
-        _print_report(report, args.stored, word_len_given=args.word_len is not None)
+        name = "+".join(name for name in ("int8", "fp16") if getattr(args, name)) or "fp32"
+        _print_report(report, name, word_len_given=args.word_len is not None)
         return 0
 
     return guarded("cris-export", run)
@@ -99,20 +102,15 @@ def _parser() -> argparse.ArgumentParser:
         help="tokens per expression: 17 for RefCOCO and RefCOCO+, 22 for G-Ref "
         "(default: the checkpoint's own, or 17)",
     )
-    stored = parser.add_mutually_exclusive_group()
-    stored.add_argument(
+    parser.add_argument(
         "--fp16",
-        dest="stored",
-        action="store_const",
-        const="fp16",
-        default="fp32",
-        help="store float16 weights and typed float16 graphs",
+        action="store_true",
+        help="store float16 weights and typed float16 graphs; with --int8 what lies between int8 "
+        "layers, which is for GPUs",
     )
-    stored.add_argument(
+    parser.add_argument(
         "--int8",
-        dest="stored",
-        action="store_const",
-        const="int8",
+        action="store_true",
         help="store int8 weights and quantised graphs; needs --calibration",
     )
     parser.add_argument(

@@ -337,6 +337,7 @@ def _build(
         hardware_compatible=options.hardware_compatible,
         layers=built.types.layers,
         products=built.types.products,
+        kernels=built.kernels,
     )
     with _writing(staging.parent):
         plans.write_atomically(staging / name, built.plan)
@@ -349,7 +350,10 @@ def _build(
 def _summary(graph: GraphName, built: Built, seconds: float) -> str:
     types = ", ".join(f"{count} {dtype}" for dtype, count in built.types.products.items())
     products = f", products {types}" if types else ""
-    return f"{graph}: {built.plan.nbytes / 1e6:.1f} MB in {seconds:.1f} s{products}"
+    total = sum(built.kernels.values())
+    shares = ", ".join(f"{count / total:.0%} {dtype}" for dtype, count in built.kernels.items())
+    kernels = f", kernels {shares}" if shares else ""
+    return f"{graph}: {built.plan.nbytes / 1e6:.1f} MB in {seconds:.1f} s{products}{kernels}"
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ from cris_deploy.versions import version_of
 from cris_export import samples, trace, verify
 from cris_export.engines import EngineKind, EngineOptions
 from cris_export.float32 import Reference, measure_stages, write_reference
+from cris_export.int8.half import find_float_islands
 from cris_export.int8.stage import MIN_CORRELATION, to_int8
 from cris_export.layers import worst_layer
 from cris_export.planner import Planner
@@ -74,6 +75,7 @@ class ExportOptions:
         output: The bundle's directory; None for `x.bundle` beside `x.pth`.
         word_len: Tokens per expression; None to take the checkpoint's, or 17.
         precision: Type of weights and arithmetic.
+        half: Whether an int8 bundle has float16 between its int8 layers, for GPUs.
         samples: JSONL of pairs to prove the export on; None for the packaged ones.
         calibration: JSONL of pairs to calibrate INT8 on, which needs it; nothing else may have it.
         min_iou: Least mean mask IoU against FP32 PyTorch, 0 to 1; None for 0.99, for INT8 0.95.
@@ -92,6 +94,7 @@ class ExportOptions:
     output: Path | None = None
     word_len: int | None = None
     precision: Precision = Precision.FP32
+    half: bool = False
     samples: Path | None = None
     calibration: Path | None = None
     min_iou: float | None = None
@@ -108,6 +111,8 @@ class ExportOptions:
                 "--int8 and --calibration FILE go together: give a JSONL of images and expressions "
                 "like those to come, a hundred or so"
             )
+        if self.half and self.precision is not Precision.INT8:
+            raise InputError("half: what is not int8 has float16 with precision fp16")
         if not 0.0 <= self.budget <= 1.0:
             raise InputError(f"--min-iou must be 0 to 1, not {self.min_iou}")
         if self.min_correlation is not None and self.precision is not Precision.INT8:
@@ -206,6 +211,10 @@ def export(options: ExportOptions, step: Callable[[str], None] = lambda _: None)
             )
             least = options.correlation_budget if options.gate else 0.0
             kept, quantisation = to_int8(traced, reference, least, step)
+            if options.half:
+                step("measuring what of the rest float16 can hold")
+                islands = find_float_islands(traced, reference)
+                kept = {name: {**islands[name].nodes, **kept[name]} for name in kept}
         protos, types = _type_and_write(traced, islands, kept, folder)
         manifest = bundles.Manifest(
             model=_facts(checkpoint, model),

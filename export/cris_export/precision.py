@@ -76,6 +76,7 @@ def to_float16(
             _retype_cast(node, dtype)
             continue
         types = _types(node, opset)
+        shared: dict[str, ir.DataType] = {}
         for index, source in enumerate(node.inputs):
             if source is None or source.dtype not in FLOATS:
                 continue
@@ -83,6 +84,13 @@ def to_float16(
                 node.replace_input_with(index, fit(source, dtype))
             elif not types.takes_half[index]:
                 node.replace_input_with(index, fit(source, ir.DataType.FLOAT))
+            else:  # a QuantizeLinear's step has the type of what it rounds, whichever that is
+                if node.op_type == "QuantizeLinear" and node.name in islands.nodes:
+                    source_type = ir.DataType.FLOAT
+                else:
+                    source_type = source.dtype
+                wanted = shared.setdefault(types.variables[index], source_type)
+                node.replace_input_with(index, fit(source, wanted))
         if node.outputs[0].dtype in FLOATS:
             for output in node.outputs:
                 if output.dtype in FLOATS:
@@ -103,10 +111,14 @@ def to_float16(
 
 @dataclass(frozen=True)
 class _NodeTypes:
-    """For each input: has it the first output's type, and may it be float16 if not."""
+    """For each input: has it the first output's type, and may it be float16 if not.
+
+    Inputs of one type variable have one type.
+    """
 
     follows: tuple[bool, ...]
     takes_half: tuple[bool, ...]
+    variables: tuple[str, ...]
 
 
 def _types(node: ir.Node, opset: int | None) -> _NodeTypes:
@@ -124,6 +136,7 @@ def _types(node: ir.Node, opset: int | None) -> _NodeTypes:
     return _NodeTypes(
         follows=tuple(name == output for name in names),
         takes_half=tuple("tensor(float16)" in allowed.get(name, [name]) for name in names),
+        variables=tuple(names),
     )
 
 

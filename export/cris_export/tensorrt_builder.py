@@ -27,21 +27,19 @@ from cris_export.build_watch import (
     make_monitor,
 )
 from cris_export.tensorrt_graph import readable
+from cris_export.tensorrt_types import TypeCount, count_kernels, count_types, type_name
 
 INSTALL = {
     RuntimeName.TENSORRT: "pip install 'cris-deploy[tensorrt]'",
     RuntimeName.TENSORRT_RTX: "pip install 'cris-deploy[tensorrt-rtx]'",
 }
 _MODULES = {RuntimeName.TENSORRT: "tensorrt", RuntimeName.TENSORRT_RTX: "tensorrt_rtx"}
-# The first whose strongly typed networks accept all that the exported graphs have.
-_OLDEST_TENSORRT = (10, 13)
+# The first whose strongly typed networks accept all that the exported graphs have, and the first
+# whose plans can be captured in CUDA graphs.
+_OLDEST = {RuntimeName.TENSORRT: (10, 13), RuntimeName.TENSORRT_RTX: (1, 2)}
 
 IMAGES = "images"
 """Name of the mask decoder's free dimension that counts images, 1 or as many as expressions."""
-
-_TYPE_NAMES = {"half": "float16", "float": "float32", "bf16": "bfloat16"}
-# Where a network's time goes; what these give is what the network computes in.
-_PRODUCTS = {"CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM"}
 
 
 @dataclass(frozen=True)
@@ -85,25 +83,13 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class TypeCount:
-    """Layers of a network by the element type of their result, and those that are products.
-
-    Attributes:
-        layers: All but constants and casts.
-        products: Convolutions and matrix products.
-    """
-
-    layers: Mapping[str, int]
-    products: Mapping[str, int]
-
-
-@dataclass(frozen=True)
 class Built:
     """A plan in memory, and what it was built from."""
 
     plan: memoryview
     profiles: tuple[Profile, ...]
     types: TypeCount
+    kernels: Mapping[str, int]
 
 
 def import_runtime(name: RuntimeName) -> ModuleType:
@@ -115,13 +101,12 @@ def import_runtime(name: RuntimeName) -> ModuleType:
         raise BackendError(
             f"--engine {name}: it cannot be imported ({reason}): run {INSTALL[name]}"
         ) from None
-    if name is RuntimeName.TENSORRT:
-        numbers = tuple(int(part) for part in re.findall(r"\d+", module.__version__)[:2])
-        if numbers < _OLDEST_TENSORRT:
-            raise BackendError(
-                f"--engine {name}: version {module.__version__} is installed, at least "
-                f"{'.'.join(map(str, _OLDEST_TENSORRT))} is needed: run {INSTALL[name]} -U"
-            )
+    numbers = tuple(int(part) for part in re.findall(r"\d+", module.__version__)[:2])
+    if numbers < _OLDEST[name]:
+        raise BackendError(
+            f"--engine {name}: version {module.__version__} is installed, at least "
+            f"{'.'.join(map(str, _OLDEST[name]))} is needed: run {INSTALL[name]} -U"
+        )
     return module
 
 
@@ -228,30 +213,21 @@ def build_plan(
         raise ExportError(_failure(trt, source.graph, log))
     if cache is not None:
         cache.collect(config)
-    built = Built(memoryview(plan), profiles, types)
+    kernels = count_kernels(log)
+    _check_kernels(kernels, types, source)
+    built = Built(memoryview(plan), profiles, types, kernels)
     _check_plan(trt, logger, built, source, settings, log)
     return built
 
 
-def count_types(network: Any) -> TypeCount:
-    """Count a network's layers by the type of their result."""
-    layers: dict[str, int] = {}
-    products: dict[str, int] = {}
-    for index in range(network.num_layers):
-        layer = network.get_layer(index)
-        kind = layer.type.name
-        if kind in ("CONSTANT", "CAST") or not layer.num_outputs:
-            continue
-        dtype = _type_name(layer.get_output(0).dtype)
-        layers[dtype] = layers.get(dtype, 0) + 1
-        if kind in _PRODUCTS:
-            products[dtype] = products.get(dtype, 0) + 1
-    return TypeCount(dict(sorted(layers.items())), dict(sorted(products.items())))
-
-
-def _type_name(dtype: Any) -> str:
-    name: str = dtype.name.lower()
-    return _TYPE_NAMES.get(name, name)
+def _check_kernels(kernels: Mapping[str, int], types: TypeCount, source: Source) -> None:
+    """What the network asks for, and the plan has not, was dropped without a word."""
+    for dtype in ("int8", "float16"):
+        if kernels and types.products.get(dtype) and not kernels.get(dtype):
+            raise ExportError(
+                f"the plan of {source.graph} computes nothing in {dtype}, its network "
+                f"{types.products[dtype]} products: see the builder's log"
+            )
 
 
 def _check_interface(trt: Any, network: Any, source: Source) -> None:
@@ -259,7 +235,7 @@ def _check_interface(trt: Any, network: Any, source: Source) -> None:
         ("input", source.spec.inputs, network.num_inputs, network.get_input),
         ("output", source.spec.outputs, network.num_outputs, network.get_output),
     ):
-        found = {get(i).name: _type_name(get(i).dtype) for i in range(count)}
+        found = {get(i).name: type_name(get(i).dtype) for i in range(count)}
         expected = {value.name: str(value.dtype) for value in specs}
         if found != expected:
             raise ExportError(
@@ -289,7 +265,8 @@ def _config(trt: Any, builder: Any, settings: Settings) -> Any:
     config.clear_flag(trt.BuilderFlag.TF32)
     # Types and shapes of the layers, for the inspector; costs nothing at run time.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if settings.targets:
+    if settings.targets:  # TensorRT-RTX: what takes memory of its own cannot be captured
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
         config.num_compute_capabilities = len(settings.targets)
         for index, target in enumerate(settings.targets):
             capability = trt.ComputeCapability.__members__[target.upper()]
@@ -333,7 +310,7 @@ def _check_plan(
     if engine is None:
         raise ExportError(_failure(trt, graph, log))
     for value in (*spec.inputs, *spec.outputs):
-        found = _type_name(engine.get_tensor_dtype(value.name))
+        found = type_name(engine.get_tensor_dtype(value.name))
         if found != value.dtype:
             raise ExportError(f"plan of {graph}: {value.name} is {found}, expected {value.dtype}")
     if engine.num_optimization_profiles != len(built.profiles):

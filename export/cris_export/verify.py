@@ -9,8 +9,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cris_deploy.backends import AUTO, BackendName, Device, one_line, parse_names, status
-from cris_deploy.backends.openvino import CACHE_VARIABLE
+from cris_deploy.backends import (
+    AUTO,
+    CACHE_VARIABLE,
+    BackendName,
+    Device,
+    one_line,
+    parse_names,
+    status,
+)
 from cris_deploy.bundle_check import CheckReport, check
 from cris_deploy.errors import BackendError
 from cris_deploy.gate import Bound, SampleCheck, logit_budgets, worst_stage

@@ -32,7 +32,7 @@ void throw_if(const char* error) {
 
 Arrays outputs(const std::optional<py::sequence>& objects, const char* name,
                const std::vector<Frame>& frames, const char* wanted,
-               std::initializer_list<std::pair<char, int>> types, bool packed) {
+               std::initializer_list<std::pair<char, int>> types, bool packed, uintptr_t stream) {
   Arrays arrays;
   if (!objects) return arrays;
   if (objects->size() != frames.size())
@@ -40,7 +40,7 @@ Arrays outputs(const std::optional<py::sequence>& objects, const char* name,
                      " arrays for " + std::to_string(frames.size()) + " frames: give one for each");
   for (size_t i = 0; i < frames.size(); ++i) {
     const int64_t width = packed ? (frames[i].width + 7) / 8 : frames[i].width;
-    DeviceArray& array = arrays.emplace_back((*objects)[i], name);
+    DeviceArray& array = arrays.emplace_back((*objects)[i], name, stream);
     array.expect_type(wanted, types);
     array.expect_shape({frames[i].height, width});
     array.expect_contiguous();
@@ -80,7 +80,7 @@ void upsample_on_device(const py::object& logits_object, const std::vector<Frame
                         const std::optional<py::sequence>& probability_objects,
                         const py::object& stats_object, bool direct, uintptr_t stream) {
   Arrays logits, workspace, stats;
-  DeviceArray& source = logits.emplace_back(logits_object, "logits");
+  DeviceArray& source = logits.emplace_back(logits_object, "logits", stream);
   source.expect_type("float32 or float16", {{'f', 4}, {'f', 2}});
   source.expect_rank(3, "(items, height, width)");
   source.expect_contiguous();
@@ -91,7 +91,7 @@ void upsample_on_device(const py::object& logits_object, const std::vector<Frame
   const int64_t count = shape[0];
   if (count == 0) return;
 
-  DeviceArray& scratch = workspace.emplace_back(workspace_object, "workspace");
+  DeviceArray& scratch = workspace.emplace_back(workspace_object, "workspace", stream);
   scratch.expect_type("uint8", {{'u', 1}});
   scratch.expect_rank(1, "one dimension");
   scratch.expect_contiguous();
@@ -102,12 +102,13 @@ void upsample_on_device(const py::object& logits_object, const std::vector<Frame
     throw InputError("workspace has " + std::to_string(scratch.shape()[0]) +
                      " bytes: " + std::to_string(needed) + " are needed (cuda_workspace_bytes)");
   const Arrays masks =
-      outputs(mask_objects, "masks", frames, "bool or uint8", {{'b', 1}, {'u', 1}}, false);
-  const Arrays packed = outputs(packed_objects, "packed", frames, "uint8", {{'u', 1}}, true);
-  const Arrays floats =
-      outputs(probability_objects, "probabilities", frames, "float32", {{'f', 4}}, false);
+      outputs(mask_objects, "masks", frames, "bool or uint8", {{'b', 1}, {'u', 1}}, false, stream);
+  const Arrays packed =
+      outputs(packed_objects, "packed", frames, "uint8", {{'u', 1}}, true, stream);
+  const Arrays floats = outputs(probability_objects, "probabilities", frames, "float32",
+                                {{'f', 4}}, false, stream);
   if (!stats_object.is_none()) {
-    DeviceArray& array = stats.emplace_back(stats_object, "stats");
+    DeviceArray& array = stats.emplace_back(stats_object, "stats", stream);
     array.expect_type("int64", {{'i', 8}});
     array.expect_shape({count, 5});
     array.expect_contiguous();
@@ -137,11 +138,11 @@ void upsample_on_device(const py::object& logits_object, const std::vector<Frame
 void letterbox_on_device(const py::object& rgb_object, const Frame& frame,
                          const py::object& out_object, uintptr_t stream) {
   Arrays rgb, out;
-  DeviceArray& image = rgb.emplace_back(rgb_object, "rgb");
+  DeviceArray& image = rgb.emplace_back(rgb_object, "rgb", stream);
   image.expect_type("uint8", {{'u', 1}});
   image.expect_shape({frame.height, frame.width, kChannels});
   image.expect_contiguous();
-  DeviceArray& planes = out.emplace_back(out_object, "out");
+  DeviceArray& planes = out.emplace_back(out_object, "out", stream);
   planes.expect_type("float32 or float16", {{'f', 4}, {'f', 2}});
   planes.expect_rank(3, "(3, size, size)");
   const int64_t side = planes.shape()[1];

@@ -5,6 +5,8 @@ namespace {
 
 // DLPack's binary interface (https://dmlc.github.io/dlpack), as far as it is needed.
 constexpr int32_t kDlCuda = 2, kDlCudaManaged = 13;
+// The legacy default stream in `__dlpack__(stream=)`, where 0 would be ambiguous.
+constexpr uintptr_t kDlLegacyStream = 1;
 
 struct DlTensor {
   void* data;
@@ -31,13 +33,14 @@ std::string text(const std::vector<int64_t>& shape) {
 
 }  // namespace
 
-DeviceArray::DeviceArray(const py::handle& object, std::string name) : name_(std::move(name)) {
+DeviceArray::DeviceArray(const py::handle& object, std::string name, uintptr_t stream)
+    : name_(std::move(name)) {
   if (py::hasattr(object, "__dlpack_device__")) {
     const py::tuple device = object.attr("__dlpack_device__")();
     const auto type = device[0].cast<int32_t>();
     if (type != kDlCuda && type != kDlCudaManaged)
       refuse("is not on a CUDA device: move it there, or use the CPU operation");
-    read_dlpack(object);
+    read_dlpack(object, stream);
   } else if (py::hasattr(object, "__cuda_array_interface__")) {
     read_interface(object);
   } else {
@@ -65,9 +68,10 @@ DeviceArray::DeviceArray(DeviceArray&& other) noexcept
   other.managed_ = nullptr;
 }
 
-void DeviceArray::read_dlpack(const py::handle& object) {
-  // -1: no ordering between streams is asked for; the caller's stream is the one that counts.
-  const py::object capsule = object.attr("__dlpack__")(py::arg("stream") = -1);
+void DeviceArray::read_dlpack(const py::handle& object, uintptr_t stream) {
+  // Whoever made the array lets this stream wait for what it queued on its own.
+  const uintptr_t consumer = stream == 0 ? kDlLegacyStream : stream;
+  const py::object capsule = object.attr("__dlpack__")(py::arg("stream") = consumer);
   auto* managed = static_cast<DlManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
   if (!managed) throw py::error_already_set();
   PyCapsule_SetName(capsule.ptr(), "used_dltensor");

@@ -12,8 +12,9 @@ namespace cris {
 // A view of a device array; owns what its library handed out for it, not the memory.
 class DeviceArray {
  public:
-  // Throws InputError, which names `name`, if the object is no device array.
-  DeviceArray(const py::handle& object, std::string name);
+  // Ready in the order of `stream` (a cudaStream_t), if the object speaks DLPack. Throws InputError,
+  // which names `name`, if the object is no device array.
+  DeviceArray(const py::handle& object, std::string name, uintptr_t stream);
   ~DeviceArray();
   DeviceArray(DeviceArray&& other) noexcept;
   DeviceArray(const DeviceArray&) = delete;
@@ -34,7 +35,7 @@ class DeviceArray {
   void expect_aligned(size_t bytes) const;
 
  private:
-  void read_dlpack(const py::handle& object);
+  void read_dlpack(const py::handle& object, uintptr_t stream);
   void read_interface(const py::handle& object);
   [[noreturn]] void refuse(const std::string& what) const;
 

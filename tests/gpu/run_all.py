@@ -26,6 +26,7 @@ COMPILED = "torch.compile"
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 PACKAGES = (
     "cuda-bindings",
+    "cuda-core",
     "onnxruntime-gpu",
     "onnxruntime",
     "tensorrt",

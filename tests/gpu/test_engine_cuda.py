@@ -118,12 +118,12 @@ def test_no_node_is_left_to_the_cpu(make_engine, images):
 def take_all_memory(cuda, leave: int) -> list[int]:
     """Allocate the GPU's memory in ever smaller pieces."""
     taken: list[int] = []
-    size = int(cuda.call("cudaMemGetInfo")[0])
+    size = cuda.free_bytes()
     while size > 1 << 20:
-        free = int(cuda.call("cudaMemGetInfo")[0])
-        size = min(size, free - leave)
+        size = min(size, cuda.free_bytes() - leave)
         try:
-            taken.append(cuda.call("cudaMalloc", max(size, 1)))
+            with cuda.on_device(0):
+                taken.append(int(cuda.call("cuMemAlloc", max(size, 1))))
         except BackendError:
             size //= 2
     return taken
@@ -146,7 +146,8 @@ def test_out_of_memory_then_works(make_engine, images):
                 ask_for_more()
         finally:
             for pointer in taken:
-                cuda.call("cudaFree", pointer)
+                with cuda.on_device(0):
+                    cuda.call("cuMemFree", pointer)
         gc.collect()
         result = engine.segment(images[0], "a")
         np.testing.assert_allclose(result.logits, expected.logits, atol=2e-2)
@@ -223,8 +224,7 @@ def test_memory_does_not_grow(make_engine, images):
         def round_trip() -> int:
             for image in images:
                 engine.segment(image, ["a", "b", "c"])
-            free, _ = load_cuda().call("cudaMemGetInfo")
-            return int(free)
+            return load_cuda().free_bytes()
 
         for _ in range(3):
             before = round_trip()

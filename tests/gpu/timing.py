@@ -43,7 +43,7 @@ class Contestant:
 def race(contestants: Mapping[str, Contestant], rounds: int, runs: int) -> Contest:
     """Time `runs` queued one after the other, per contestant and round, in turn."""
     cuda = load_cuda()
-    start, end = (int(cuda.call("cudaEventCreate")) for _ in range(2))
+    timed = cuda.core.EventOptions(timing_enabled=True)
     times: dict[str, list[float]] = {}
     failures: dict[str, str] = {}
     for round_ in range(-1, rounds):
@@ -51,21 +51,21 @@ def race(contestants: Mapping[str, Contestant], rounds: int, runs: int) -> Conte
             if name in failures:
                 continue
             try:
-                with contestant.hold() as (stream, run):
+                with contestant.hold() as (handle, run):
+                    stream = cuda.stream(handle)
                     for _ in range(WARMUP if round_ < 0 else 1):
                         run()
-                    cuda.call("cudaEventRecord", start, stream)
+                    start = cuda.run(stream.record, options=timed)
                     for _ in range(runs):
                         run()
-                    cuda.call("cudaEventRecord", end, stream)
-                    cuda.call("cudaEventSynchronize", end)
+                    end = cuda.run(stream.record, options=timed)
+                    cuda.run(end.sync)
             except (CrisError, RuntimeError) as error:  # torch's errors are RuntimeErrors
                 failures[name] = " ".join(str(error).split())[:500]
                 times.pop(name, None)
                 continue
             if round_ >= 0:
-                elapsed = float(cuda.call("cudaEventElapsedTime", start, end))
-                times.setdefault(name, []).append(elapsed / runs)
+                times.setdefault(name, []).append((end - start) / runs)
     return Contest(times, failures)
 
 

@@ -14,15 +14,17 @@ import numpy as np
 import pytest
 import torch
 
-from cris_deploy import plans
+from cris_deploy import Engine, plans
 from cris_deploy.bundle import Bundle, GraphName, Precision
 from cris_deploy.errors import BackendError, ExportError, InputError
+from cris_deploy.manifest import NumberType
 from cris_deploy.plans import Host, PlanRecord, RuntimeName
 from cris_export import tensorrt_builder
 from cris_export.build_watch import BuildLog, make_logger
 from cris_export.engines import EngineKind, EngineOptions, build_engines
 from cris_export.export import ExportOptions, export
-from cris_export.tensorrt_builder import Built, Settings, Source, TypeCount, build_plan
+from cris_export.tensorrt_builder import Built, Settings, Source, build_plan
+from cris_export.tensorrt_types import TypeCount, type_name
 from cris_train import checkpoint
 from cris_train.model import Cris, CrisConfig
 from tests.models import randomised
@@ -72,6 +74,33 @@ def half_plans(half: Bundle) -> dict[GraphName, PlanRecord]:
 @pytest.fixture(scope="module")
 def single_plans(single: Bundle) -> dict[GraphName, PlanRecord]:
     return {record.graph: record for record in plans.read_plans(single)}
+
+
+def quantised(checkpoint_file: Path, *, half: bool) -> Bundle:
+    output = checkpoint_file.parent / f"int8-{half}.bundle"
+    demo = Path(__file__).parents[2] / "train/demo/samples.jsonl"
+    options = ExportOptions(
+        checkpoint_file,
+        output,
+        precision=Precision.INT8,
+        half=half,
+        samples=demo,
+        calibration=demo,
+        min_iou=0.0,  # the logits are held against each other below
+    )
+    return Bundle.open(export(options).bundle)
+
+
+@pytest.fixture(scope="module")
+def integers(checkpoint_file: Path) -> Bundle:
+    """int8 with float32 between."""
+    return quantised(checkpoint_file, half=False)
+
+
+@pytest.fixture(scope="module")
+def integers_and_half(checkpoint_file: Path) -> Bundle:
+    """int8 with float16 between."""
+    return quantised(checkpoint_file, half=True)
 
 
 def source(bundle: Bundle, graph: GraphName) -> Source:
@@ -129,6 +158,68 @@ def test_the_network_computes_in_the_stored_type(
     assert "float16" not in of_single.layers
 
 
+@pytest.mark.parametrize("graph", list(GraphName))
+def test_the_plan_computes_in_the_stored_type(
+    half_plans: dict[GraphName, PlanRecord],
+    single_plans: dict[GraphName, PlanRecord],
+    graph: GraphName,
+) -> None:
+    # The network is what was asked for; this is what the builder made of it, from its own list.
+    of_half, of_single = half_plans[graph].kernels, single_plans[graph].kernels
+    assert set(of_single) == {"float32"}
+    # A kernel of a norm hands its mean to the next in float32.
+    assert of_half["float16"] >= 0.9 * sum(of_half.values()) > 0
+
+
+def test_half_between_integers_is_in_graph_and_manifest(
+    integers: Bundle, integers_and_half: Bundle
+) -> None:
+    for bundle, other, none in (
+        (integers, NumberType.FLOAT32, NumberType.FLOAT16),
+        (integers_and_half, NumberType.FLOAT16, NumberType.FLOAT32),
+    ):
+        assert bundle.manifest.precision is Precision.INT8
+        for share in bundle.manifest.types.values():
+            assert share.nodes[other] > 0.7 * sum(share.nodes.values())
+            assert share.nodes.get(none, 0) <= 0.01 * sum(share.nodes.values())
+    mine, theirs = (
+        bundle.manifest.types[GraphName.FULL].multiply_adds
+        for bundle in (integers_and_half, integers)
+    )
+    assert mine[NumberType.INT8] == theirs[NumberType.INT8]  # no layer is lost to it
+
+
+def test_half_between_integers_gives_the_same_logits(
+    integers: Bundle, integers_and_half: Bundle
+) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)
+    logits = []
+    for bundle in (integers, integers_and_half):
+        with Engine(bundle.path, backend="onnxruntime", device="cpu", threads=1) as engine:
+            logits.append(engine.segment(image, "the purple cross").logits)
+    # A value on the edge between two integers may fall to either side.
+    assert np.corrcoef(logits[0].ravel(), logits[1].ravel())[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("graph", list(GraphName))
+def test_plans_have_half_between_integers(
+    mixed_plans: dict[GraphName, PlanRecord], graph: GraphName
+) -> None:
+    record = mixed_plans[graph]
+    assert record.targets == ("sm86", "sm120")
+    kernels, total = record.kernels, sum(record.kernels.values())
+    # Only kernels of norms hand a mean or a deviation on in float32.
+    assert kernels.get("float32", 0) <= max(2, 0.1 * total)
+    assert kernels["float16"] > 0
+    if graph is not GraphName.TEXT_ENCODER:  # whose inputs are not rounded
+        assert kernels["int8"] >= 0.4 * total
+
+
+@pytest.fixture(scope="module")
+def mixed_plans(integers_and_half: Bundle) -> dict[GraphName, PlanRecord]:
+    return {record.graph: record for record in build_engines(integers_and_half.path, RTX)}
+
+
 def test_weights_of_a_half_plan_take_half(
     half_plans: dict[GraphName, PlanRecord], single_plans: dict[GraphName, PlanRecord]
 ) -> None:
@@ -147,7 +238,7 @@ def test_only_what_is_no_plan_is_malformed(
     plan = plans.read_plan(half, record)
     for content, whole in ((plan, True), (plan[::-1], False)):
         log = BuildLog()
-        built = Built(memoryview(content), record.profiles, TypeCount({}, {}))
+        built = Built(memoryview(content), record.profiles, TypeCount({}, {}), {})
         arguments = (
             trt,
             make_logger(trt, log),
@@ -235,7 +326,7 @@ def test_polygraphy_reads_the_same_network(
     code = """
 import sys
 from polygraphy.backend.trt import network_from_onnx_path
-from cris_export.tensorrt_builder import count_types
+from cris_export.tensorrt_types import count_types
 _, network, _ = network_from_onnx_path(sys.argv[1], strongly_typed=True)
 types = count_types(network)
 print(dict(types.layers), dict(types.products), sep="|")
@@ -258,4 +349,4 @@ print(dict(types.layers), dict(types.products), sep="|")
 def test_types_of_inputs_are_those_of_the_manifest(half: Bundle) -> None:
     """The names that the builder gives to element types are numpy's."""
     for dtype in (trt.float32, trt.float16, trt.int64, trt.bool):
-        assert tensorrt_builder._type_name(dtype) == np.dtype(trt.nptype(dtype)).name
+        assert type_name(dtype) == np.dtype(trt.nptype(dtype)).name

@@ -33,6 +33,8 @@ class FakeKernels:
 
     def cuda_letterbox(self, rgb, frame, out, *, stream=0) -> None:
         self.letterboxed += 1
+        if hasattr(rgb, "__dlpack__"):  # as kernels/bindings/device_array.cpp
+            rgb.__dlpack__(stream=stream or 1)
         source, target = _place(rgb), _place(out)
         assert source[1] == (frame.height, frame.width, 3)
 
@@ -87,7 +89,7 @@ class ForeignArray:
     """A device array of another library, such as pycuda's: no DLPack, no stream of its own."""
 
     def __init__(self, cuda: FakeCuda, values: np.ndarray) -> None:
-        self.pointer = cuda._allocate(values.nbytes, host=False)
+        self.pointer = cuda.allocate(values.nbytes)
         self.shape = values.shape
         cuda.view(self.pointer, values.shape, values.dtype)[:] = values
         self.__cuda_array_interface__ = {
@@ -103,7 +105,7 @@ class ForeignStream:
     """A stream of another library, such as pycuda's."""
 
     def __init__(self, cuda: FakeCuda) -> None:
-        self.handle = cuda.cudaStreamCreateWithFlags(1)[1]
+        self.handle = cuda.new_stream()
 
 
 def _place(obj) -> tuple[int, tuple[int, ...], str]:

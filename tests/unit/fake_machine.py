@@ -1,5 +1,6 @@
 """A machine with one GPU that is a stand-in, in pieces that tests break."""
 
+import gc
 import importlib.util
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,6 @@ from cris_deploy import Engine, device, gpu
 from cris_deploy.backends import cuda_libraries
 from cris_deploy.backends import onnxruntime as onnxruntime_backend
 from cris_deploy.backends import tensorrt as tensorrt_backend
-from cris_deploy.cuda import api
 from cris_deploy.cuda import road as cuda_road
 from cris_deploy.mask import KernelsBuild, KernelsStatus
 from cris_deploy.plans import RuntimeName
@@ -20,13 +20,6 @@ from tests.unit.fake_onnxruntime import FakeOnnxRuntime
 from tests.unit.fake_tensorrt import GPU, FakeTensorRt, write_plans
 
 BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
-
-
-class Uint64:
-    """cuda.bindings.driver.cuuint64_t: the real function takes no plain int."""
-
-    def __init__(self, wanted: int) -> None:
-        self.wanted = wanted
 
 
 class Machine:
@@ -43,16 +36,9 @@ class Machine:
         write_plans(bundle, RuntimeName.TENSORRT_RTX, gpu=None)
         survey = gpu.Survey((gpu.Gpu(GPU, "sm86", 1 << 30),), None)
         monkeypatch.setattr(gpu, "survey_gpus", lambda: survey)
-        modules = {
-            "cuda.bindings.runtime": self.cuda,
-            "cuda.bindings.driver": SimpleNamespace(cuuint64_t=Uint64),
-            "tensorrt": self.tensorrt,
-            "tensorrt_rtx": self.rtx,
-        }
+        modules = {"tensorrt": self.tensorrt, "tensorrt_rtx": self.rtx}
         load = SimpleNamespace(import_module=lambda name: modules[name])
-        monkeypatch.setattr(api, "importlib", load)
         monkeypatch.setattr(tensorrt_backend, "importlib", load)
-        api.load_cuda.cache_clear()
         monkeypatch.setattr(onnxruntime_backend, "_module", lambda: self.onnxruntime)
         self.missing: set[str] = set()  # libraries that cannot be loaded
         monkeypatch.setattr(cuda_libraries, "_loads", lambda name, load: name not in self.missing)
@@ -75,5 +61,7 @@ class Machine:
 
 @pytest.fixture
 def machine(own_bundle: Path, monkeypatch: pytest.MonkeyPatch):
-    yield Machine(monkeypatch, own_bundle)
-    api.load_cuda.cache_clear()
+    machine = Machine(monkeypatch, own_bundle)
+    yield machine
+    gc.collect()  # what is left goes back to this GPU, not to that of the next test
+    machine.cuda.unplug()

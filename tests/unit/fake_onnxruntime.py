@@ -42,6 +42,7 @@ class FakeOnnxRuntime:
         self.sessions: list[Session] = []
         self.strangers = False  # a node on the CPU
         self.failure: str | None = None  # what the next run raises
+        self.refused: str | None = None  # part of the name of a graph that does not load
 
     def preload_dlls(self) -> None:
         print("Failed to load libcudnn.so.9: no such file")  # as the real one does
@@ -61,6 +62,8 @@ class FakeOnnxRuntime:
         assert options.entries["session.disable_cpu_ep_fallback"] == "1"
         # Else biases of quantised graphs get a node that has no CUDA kernel.
         assert options.entries["session.disable_quant_qdq"] == "1"
+        if self.refused is not None and self.refused in path:
+            raise RuntimeError("refused")
         session = Session(self, path, options, providers)
         self.sessions.append(session)
         return session

@@ -85,6 +85,14 @@ class FakeTensorRt:
         self.refuse: str | None = None  # the reason why no plan loads
         self.failing_runs = 0
         self.capturable = True
+        self.compiled: list[dict[str, tuple[int, ...]]] = []  # TensorRT-RTX: when a run needs it
+        self.host_code_allowed: list[bool] = []
+        self.raises: dict[str, Exception] = {}  # what a method raises, once
+
+    def may_raise(self, method: str) -> None:
+        error = self.raises.pop(method, None)
+        if error is not None:
+            raise error
 
     def Runtime(self, log: ILogger) -> "Runtime":
         assert isinstance(log, ILogger)
@@ -98,17 +106,49 @@ class FakeTensorRt:
 class Runtime:
     def __init__(self, module: FakeTensorRt, log: ILogger) -> None:
         self.module, self.log = module, log
+        self.engine_host_code_allowed = False
 
     def deserialize_cuda_engine(self, content: bytes) -> "Engine | None":
         self.module.loads += 1
+        self.module.may_raise("deserialize_cuda_engine")
         if self.module.refuse is not None:
             self.log.log(Severity.WARNING, "this is only a warning")
             self.log.log(Severity.ERROR, self.module.refuse)
             return None
-        return Engine(self.module, self.log, json.loads(content))
+        plan = json.loads(content)
+        self.module.host_code_allowed.append(self.engine_host_code_allowed)
+        if plan["host_code"] and not self.engine_host_code_allowed:
+            self.log.log(Severity.ERROR, "engine_host_code_allowed is false")
+            return None
+        return Engine(self.module, self.log, plan)
+
+
+class RuntimeCache:
+    """Names of the shapes that were compiled for, a line each."""
+
+    def __init__(self) -> None:
+        self.compiled: set[str] = set()
+
+    def serialize(self) -> bytes:
+        return "\n".join(sorted(self.compiled)).encode()
+
+    def deserialize(self, blob: bytes) -> bool:
+        if blob.startswith(b"broken"):
+            return False
+        self.compiled.update(blob.decode().split("\n"))
+        return True
 
 
 class RuntimeConfig:
+    cache: RuntimeCache | None = None
+
+    def create_runtime_cache(self) -> RuntimeCache:
+        return RuntimeCache()
+
+    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+        self.cache = cache
+        return True
+
     def set_execution_context_allocation_strategy(self, strategy: Strategy) -> None:
         self.strategy = strategy
 
@@ -140,8 +180,10 @@ class Engine:
         return RuntimeConfig()
 
     def create_execution_context(self, how: object) -> "Context | None":
+        cache = None
         if self.module.rtx:
             assert isinstance(how, RuntimeConfig)
+            cache = how.cache
             assert how.dynamic_shapes_kernel_specialization_strategy is Specialization.EAGER
             assert how.cuda_graph_strategy is CudaGraphs.DISABLED
             how = how.strategy
@@ -150,12 +192,13 @@ class Engine:
             self.log.log(Severity.ERROR, "Error Code 2: OutOfMemory")
             return None
         self.module.contexts += 1
-        return Context(self)
+        return Context(self, cache)
 
 
 class Context:
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, cache: RuntimeCache | None) -> None:
         self.engine = engine
+        self.cache = cache
         self.module = engine.module
         self.profile: int | None = None
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -180,6 +223,7 @@ class Context:
         return True
 
     def infer_shapes(self) -> list[str]:
+        self.module.may_raise("infer_shapes")
         return [name for name in self.engine.inputs if name not in self.shapes]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
@@ -200,10 +244,17 @@ class Context:
         return name in self.engine.kinds
 
     def execute_async_v3(self, stream: int) -> bool:
+        self.module.may_raise("execute_async_v3")
         if self.module.failing_runs:
             self.module.failing_runs -= 1
             self.engine.log.log(Severity.ERROR, "the engine broke")
             return False
+        if self.module.rtx:
+            kernels = f"{self.engine.inputs} {sorted(self.shapes.items())}"
+            if self.cache is None or kernels not in self.cache.compiled:
+                self.module.compiled.append(self.shapes)
+            if self.cache is not None:
+                self.cache.compiled.add(kernels)
         assert self.scratch is not None
         assert set(self.addresses) == {*self.engine.inputs, *self.engine.outputs}
         state, me, cuda = self.state, weakref.ref(self), self.module.cuda
@@ -240,6 +291,7 @@ def write_plans(
     targets: tuple[str, ...] = ("sm86",),
     gpu: str | None = GPU,
     most: int = 8,
+    version_compatible: bool = False,
 ) -> None:
     """Give a bundle plans of all its graphs, for batches up to `most`."""
     bundle = Bundle.open(path)
@@ -251,7 +303,12 @@ def write_plans(
         if name is GraphName.MASK_DECODER:
             profiles.insert(0, _profile(spec.inputs, most, one_image=True))
         short = [{n: (r.min, r.max) for n, r in p.inputs.items()} for p in profiles]
-        plan = json.dumps({"onnx": str(bundle.graph(name)), "profiles": short}).encode()
+        content = {
+            "onnx": str(bundle.graph(name)),
+            "profiles": short,
+            "host_code": version_compatible,  # its lean runtime
+        }
+        plan = json.dumps(content).encode()
         file = plan_name(name, runtime, targets)
         (folder(bundle) / file).write_bytes(plan)
         graph_sha256, weights_sha256 = graph_hashes(bundle, name)
@@ -270,6 +327,7 @@ def write_plans(
             plan_bytes=len(plan),
             built="2026-11-22T00:00:00Z",
             build_seconds=1.0,
+            version_compatible=version_compatible,
         )
         write_sidecar(folder(bundle), record)
         records.append(record)

@@ -6,7 +6,6 @@ import logging
 import numpy as np
 import onnx
 import pytest
-from cris_deploy.bundle_check import check
 
 from cris_deploy import Engine, gpu
 from cris_deploy import backends as module
@@ -21,6 +20,7 @@ from cris_deploy.backends import (
 )
 from cris_deploy.backends.cuda_libraries import load_libraries
 from cris_deploy.bundle import Bundle, GraphName
+from cris_deploy.bundle_check import check
 from cris_deploy.cuda.device import open_device
 from cris_deploy.errors import BackendError, InputError
 from cris_deploy.manifest import Precision

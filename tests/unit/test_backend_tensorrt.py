@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cris_deploy import Engine, gpu
-from cris_deploy.backends import BackendName, Device, tensorrt
+from cris_deploy.backends import CACHE_VARIABLE, BackendName, Device, tensorrt
 from cris_deploy.bundle import MANIFEST, Bundle, GraphName
 from cris_deploy.errors import BackendError
 from cris_deploy.manifest import Precision
@@ -91,6 +91,50 @@ def test_plan_that_the_runtime_refuses(machine):
     ) as caught:
         machine.engine("tensorrt")
     assert "only a warning" not in str(caught.value)
+
+
+def test_version_compatible_plans_load_if_their_code_may_run(machine):
+    remove_plans(machine)
+    write_plans(machine.bundle, version_compatible=True)
+    with pytest.raises(
+        BackendError, match=r"machine code.*allow_plan_code=True if you trust.*cris-export"
+    ):
+        machine.engine("tensorrt")
+    assert machine.tensorrt.loads == 0
+    with machine.engine("tensorrt", allow_plan_code=True) as engine:
+        assert engine.segment(IMAGE, "a").mask.shape == IMAGE.shape[:2]
+    # What is exact needs no such code, whatever is allowed.
+    remove_plans(machine)
+    write_plans(machine.bundle)
+    machine.engine("tensorrt", allow_plan_code=True).close()
+    assert machine.tensorrt.host_code_allowed[-3:] == [False] * 3
+
+
+@pytest.mark.parametrize("method", ["deserialize_cuda_engine", "infer_shapes"])
+def test_what_tensorrt_raises_is_ours_so_that_auto_goes_on(machine, method):
+    machine.tensorrt.raises[method] = RuntimeError("it threw")
+    if method == "infer_shapes":  # shapes are bound by the first run
+        with machine.engine("tensorrt") as engine, pytest.raises(BackendError, match="it threw"):
+            engine.segment(IMAGE, "a")
+        return
+    with pytest.raises(BackendError, match=r"image_encoder\.tensorrt\.sm86\.plan .*it threw"):
+        machine.engine("tensorrt")
+    machine.tensorrt.raises[method] = RuntimeError("it threw")
+    with Engine(machine.bundle) as engine:
+        assert engine.info.backend is BackendName.TENSORRT_RTX
+        assert "it threw" in engine.info.reason
+    machine.check()
+
+
+def test_a_run_that_raises_empties_the_caches(machine):
+    with machine.engine("tensorrt", cuda_graphs=False) as engine:
+        expected = engine.segment(IMAGE, "a")
+        machine.tensorrt.raises["execute_async_v3"] = RuntimeError("it threw")
+        with pytest.raises(BackendError, match="failed to run: it threw"):
+            engine.segment(IMAGE[:20], "b")
+        assert len(engine._scenes) == len(engine._texts) == 0
+        np.testing.assert_allclose(engine.segment(IMAGE, "a").logits, expected.logits, atol=1e-4)
+    machine.check()
 
 
 def test_damaged_plan(machine):
@@ -187,3 +231,78 @@ def test_one_load_for_all_lanes_and_shapes(machine):
         for count in range(1, 6):
             engine.segment(IMAGE, [f"n{index}" for index in range(count)])
         assert machine.tensorrt.loads == 3
+
+
+# TensorRT-RTX compiles for the shapes that come
+
+
+def test_few_sets_of_shapes_serve_all_batches(machine):
+    with machine.engine("tensorrt-rtx") as engine, Engine(machine.bundle, device="cpu") as other:
+        for count in (1, 2, 3, 5, 6, 7, 8):
+            expressions = [f"n{count} {index}" for index in range(count)]
+            for ours, wanted in zip(
+                engine.segment(IMAGE, expressions), other.segment(IMAGE, expressions), strict=True
+            ):
+                np.testing.assert_allclose(ours.logits, wanted.logits, atol=1e-4)
+        pairs = [(np.roll(IMAGE, index), f"m{index}") for index in range(7)]
+        for batch_size in (3, 5, 7):
+            for ours, pair in zip(engine.stream(pairs, batch_size), pairs, strict=True):
+                np.testing.assert_allclose(ours.logits, other.segment(*pair).logits, atol=1e-4)
+    rows = {tuple(sorted((n, s[0]) for n, s in shapes.items())) for shapes in machine.rtx.compiled}
+    assert {size for shapes in rows for _, size in shapes} == {1, 2, 4, 8}
+    # The decoder: 1, 2, 4, 8 expressions on one image, and 2, 4, 8 pairs at most.
+    assert sum(len(shapes) > 1 for shapes in rows) <= 7
+    machine.check()
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_padding_stays_within_the_profile(machine, most):
+    remove_plans(machine)
+    write_plans(machine.bundle, RuntimeName.TENSORRT_RTX, gpu=None, most=most)
+    expressions = [f"n{index}" for index in range(8)]
+    with machine.engine("tensorrt-rtx") as engine, Engine(machine.bundle, device="cpu") as other:
+        for ours, wanted in zip(
+            engine.segment(IMAGE, expressions), other.segment(IMAGE, expressions), strict=True
+        ):
+            np.testing.assert_allclose(ours.logits, wanted.logits, atol=1e-4)
+    machine.check()
+
+
+def test_compiled_kernels_are_kept_in_a_file(machine, monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+
+    def compiled() -> int:
+        machine.rtx.compiled.clear()
+        with machine.engine("tensorrt-rtx", streams=2) as engine:
+            for _ in range(3):
+                engine.segment(IMAGE, ["a", "b"])
+        machine.check()
+        return len(machine.rtx.compiled)
+
+    assert compiled() == 3  # the stages
+    files = sorted((tmp_path / "cache/tensorrt-rtx").iterdir())
+    assert len(files) == 3
+    assert compiled() == 0  # as in another process
+    for file in files:
+        file.write_bytes(b"broken")
+    assert compiled() == 3
+    assert compiled() == 0
+    for file in files:
+        file.unlink()
+        file.mkdir()  # neither to be read nor to be written
+    with caplog.at_level("WARNING"):
+        assert compiled() == 3
+    assert "cannot be read" in caplog.text
+    assert "cannot be written" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("backend", "version", "needed"),
+    [("tensorrt", "10.12.0", "10.13"), ("tensorrt-rtx", "1.1.0.26", "1.2")],
+)
+def test_what_is_too_old_is_told(machine, backend, version, needed):
+    (machine.tensorrt if backend == "tensorrt" else machine.rtx).__version__ = version
+    with pytest.raises(
+        BackendError, match=rf"version {version} is installed, at least {needed} is needed: run pip"
+    ):
+        machine.engine(backend)

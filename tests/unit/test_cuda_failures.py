@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 
 from cris_deploy import gpu
+from cris_deploy.bundle import Bundle
+from cris_deploy.bundle_check import Route, check
 from cris_deploy.cuda import api
 from cris_deploy.cuda.device import open_device
 from cris_deploy.cuda.graph import Captured
 from cris_deploy.errors import BackendError
-from tests.unit.fake_cuda import OUT_OF_MEMORY
+from cris_deploy.plans import folder
+from tests.unit.fake_cuda import ECC, INVALID, LAUNCH_FAILED, OUT_OF_MEMORY
 from tests.unit.fake_kernels import ForeignArray
 from tests.unit.fake_machine import BACKENDS, machine
 
@@ -45,41 +48,54 @@ def test_out_of_memory_then_works(machine, backend):
 
 def test_memory_of_the_pool_is_given_back_before_giving_up(machine):
     with machine.engine("tensorrt") as engine:
-        machine.cuda.fail("cudaMallocFromPoolAsync", OUT_OF_MEMORY)
-        trims = machine.cuda.calls.count("cudaMemPoolTrimTo")
+        machine.cuda.fail("cuMemAllocFromPoolAsync", OUT_OF_MEMORY)
+        trims = machine.cuda.calls.count("cuMemPoolTrimTo")
         assert engine.segment(IMAGE, "a").mask.shape == (48, 80)
-        assert machine.cuda.calls.count("cudaMemPoolTrimTo") == trims + 1
+        assert machine.cuda.calls.count("cuMemPoolTrimTo") == trims + 1
 
 
 @pytest.mark.parametrize(
-    "function",
+    ("function", "said"),
     [
-        "cudaMemcpyAsync",
-        "cudaGraphLaunch",
-        "cudaEventRecord",
-        "cudaStreamSynchronize",
-        "cudaMallocFromPoolAsync",
-        "cudaGetDevice",
+        ("cuMemcpyAsync", "cuMemcpyAsync"),
+        ("cuGraphLaunch", "Graph.launch"),
+        ("cuEventRecord", "Stream.record"),
+        ("cuStreamSynchronize", "Stream.sync"),
+        ("cuMemAllocFromPoolAsync", "_MemPool.allocate"),
+        ("cuCtxGetCurrent", "cuCtxGetCurrent"),
     ],
 )
-def test_any_function_may_fail(machine, function):
+def test_any_function_may_fail(machine, function, said):
     with machine.engine("tensorrt") as engine:
         for _ in range(3):
             expected = engine.segment(IMAGE, "a")
         engine._scenes.clear()
-        machine.cuda.fail(function, 719)
-        with pytest.raises(BackendError, match=f"CUDA failed in {function}: cudaErrorFake719"):
+        machine.cuda.fail(function, INVALID)
+        with pytest.raises(
+            BackendError, match=rf"CUDA failed in {said}: CUDA_ERROR_INVALID_VALUE \(made up\)$"
+        ):
             engine.segment(IMAGE, "a")
         for _ in range(3):
             same(engine.segment(IMAGE, "a"), expected)
     machine.check()
 
 
+@pytest.mark.parametrize("status", [LAUNCH_FAILED, ECC])
+def test_only_a_lost_gpu_is_said_to_be_lost(machine, status):
+    with machine.engine("tensorrt") as engine:
+        engine.segment(IMAGE, "a")
+        machine.cuda.fail("cuMemcpyAsync", status)
+        with pytest.raises(BackendError, match="GPU is lost to this process, start it again"):
+            engine.segment(OTHER, "a")
+    real = pytest.importorskip("cuda.bindings.driver").CUresult
+    assert set(real.__members__) > api.STICKY
+
+
 def test_what_fails_on_the_device_shows_when_it_is_waited_for(machine):
     with machine.engine("tensorrt") as engine:
         expected = engine.segment(IMAGE, "a")
-        machine.cuda.asynchronous = 719
-        with pytest.raises(BackendError, match="cudaStreamSynchronize"):
+        machine.cuda.asynchronous = LAUNCH_FAILED
+        with pytest.raises(BackendError, match=r"Stream\.sync: CUDA_ERROR_LAUNCH_FAILED"):
             engine.segment(IMAGE, "a")
         same(engine.segment(IMAGE, "a"), expected)
 
@@ -207,7 +223,8 @@ def test_no_cuda_python(machine, monkeypatch, backend):
             raise ModuleNotFoundError(f"No module named {name!r}")
 
     monkeypatch.setattr(api, "importlib", Nothing)
-    with pytest.raises(BackendError, match=r"cuda-python cannot be imported.*cuda-bindings"):
+    api.load_cuda.cache_clear()
+    with pytest.raises(BackendError, match=r"cuda-core cannot be imported.*pip install 'cuda-core"):
         machine.engine(backend)
 
 
@@ -220,3 +237,27 @@ def test_nodes_on_the_cpu_are_refused(machine):
     ):
         machine.engine("onnxruntime")
     assert machine.onnxruntime.sessions[0].graphs
+
+
+# What is passed over
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_backend_that_loaded_in_part_leaves_nothing(machine, backend):
+    if backend == "onnxruntime":
+        machine.onnxruntime.refused = "mask_decoder"
+    else:
+        (broken,) = folder(Bundle.open(machine.bundle)).glob(f"mask_decoder.{backend}.*.plan")
+        broken.write_bytes(b"")
+    with pytest.raises(BackendError, match="mask_decoder"):
+        machine.engine(backend)
+    # Without a collection: nobody says when there will be one.
+    assert machine.cuda.live() == []
+    machine.check()
+
+
+def test_a_check_leaves_nothing(machine):
+    report = check(machine.bundle, backend="tensorrt", device="cuda")
+    assert Route.FULL in {sample.route for sample in report.samples}
+    assert machine.cuda.live() == []
+    machine.check()

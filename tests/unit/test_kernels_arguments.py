@@ -248,3 +248,28 @@ def test_address_that_is_not_on_a_device() -> None:
 def test_cuda_letterbox(rgb: Any, out: Any, word: str) -> None:
     with pytest.raises(InputError, match=word):
         kernels.cuda_letterbox(rgb, frame(), out)
+
+
+class Producer:
+    """An array of a library that speaks DLPack; keeps the stream it is told to make wait."""
+
+    def __init__(self) -> None:
+        self.streams: list[int | None] = []
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, 0
+
+    def __dlpack__(self, *, stream: int | None = None) -> object:
+        self.streams.append(stream)
+        raise BufferError("asked for")
+
+
+@pytest.mark.skipif(not kernels.CUDA_ARCHITECTURES, reason="built without CUDA")
+def test_producers_are_told_the_stream_that_will_read() -> None:
+    # What was made on a side stream is waited for by the stream of the call, and by no other: 0,
+    # CUDA's default, is 1 in DLPack, which has -1 for "do not wait".
+    image = Producer()
+    for stream in (0, 2, 0x5150):
+        with pytest.raises(BufferError, match="asked for"):
+            kernels.cuda_letterbox(image, frame(), Device((3, 416, 416), "<f4"), stream=stream)
+    assert image.streams == [1, 2, 0x5150]

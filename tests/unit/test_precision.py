@@ -13,6 +13,7 @@ from onnx import TensorProto
 
 from cris_deploy.errors import ExportError
 from cris_export.emulate import emulate_float16
+from cris_export.int8.half import with_steps
 from cris_export.measure import GraphMeasures, measure, open_session
 from cris_export.precision import to_float16
 from cris_export.rules import Islands, RuleName, find_islands
@@ -411,3 +412,57 @@ def test_onnxruntime_loads_half_products_of_transposed_values(tmp_path: Path) ->
         "_Session(pathlib.Path(sys.argv[1]), None, half=True)"
     )
     subprocess.run([sys.executable, "-c", script, tmp_path / "half.onnx"], check=True)
+
+
+def rounded_product(step: float, fine: float = 0.5):
+    """A Relu, and a product of it in integers: the steps of the weights and of what they meet."""
+    return (
+        [
+            node("Relu", ["x"], ["a"]),
+            node("QuantizeLinear", ["a", "fine", "zero"], ["q"]),
+            node("DequantizeLinear", ["q", "fine", "zero"], ["d"]),
+            node("DequantizeLinear", ["w", "steps", "zeros"], ["e"], axis=1),
+            node("MatMul", ["d", "e"], ["b"]),
+            node("Relu", ["b"], ["c"]),
+        ],
+        [value("x", [2, 4])],
+        [value("c", [2, 4])],
+        {
+            "fine": np.float32(fine),
+            "zero": np.int8(0),
+            "w": np.full((4, 4), 3, np.int8),
+            "steps": np.full(4, step, np.float32),
+            "zeros": np.zeros(4, np.int8),
+        },
+    )
+
+
+def test_steps_have_the_type_of_what_they_round() -> None:
+    typed = model(*rounded_product(0.25))
+    to_float16(typed)
+    proto = checked(typed)
+    types = element_types(proto)
+    assert {types[name] for name in ("x", "a", "d", "e", "b", "c")} == {F16}
+    assert types["q"] == TensorProto.INT8
+    assert "Cast" not in {n.op_type for n in proto.graph.node}
+    x = np.arange(8, dtype=np.float16).reshape(2, 4)
+    session = open_session(proto, Path())
+    np.testing.assert_array_equal(session.run(None, {"x": x})[0], x @ np.full((4, 4), 0.75))
+
+
+@pytest.mark.parametrize(
+    ("step", "fine", "kept"),
+    [(0.25, 0.5, set()), (1e-6, 0.5, {"e", "d", "b"}), (0.25, 1e-6, {"q", "d", "e", "b"})],
+)
+def test_a_layer_whose_steps_half_does_not_resolve_stays_as_it_is(
+    step: float, fine: float, kept: set[str]
+) -> None:
+    typed = model(*rounded_product(step, fine))
+    found = with_steps(typed.graph, islands())
+    names = {n.outputs[0].name: n.name for n in typed.graph}
+    assert set(found.nodes) == {names[name] for name in kept}
+    to_float16(typed, found)
+    types = element_types(checked(typed))
+    for name in ("d", "e", "b"):
+        assert types[name] == (F32 if kept else F16)
+    assert types["c"] == F16

@@ -7,8 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from cris_deploy.backends import BackendName, BackendStatus, Choice, Compute, Device
-from cris_deploy.backends.openvino import CACHE_VARIABLE
+from cris_deploy.backends import CACHE_VARIABLE, BackendName, BackendStatus, Choice, Compute, Device
 from cris_deploy.bundle import Manifest
 from cris_deploy.bundle_check import CheckReport, check
 from cris_deploy.errors import BackendError, InputError
