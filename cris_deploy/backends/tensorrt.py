@@ -151,7 +151,10 @@ class _Binder:
         most = max(sizes.values())
         shared = [name for name, symbol in self._symbols.items() if sizes[str(symbol)] < most]
         limit = self.limit(shared)
-        return {symbol: min(1 << (size - 1).bit_length(), limit) for symbol, size in sizes.items()}
+        return {
+            symbol: max(size, min(1 << (size - 1).bit_length(), limit))
+            for symbol, size in sizes.items()
+        }
 
     def bind(self, lane: Lane, sizes: Sizes, inputs: Mapping[str, DeviceTensor]) -> "_Program":
         with self._plan.guarded("cannot be bound"):

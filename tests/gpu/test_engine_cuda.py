@@ -180,6 +180,7 @@ def test_device_images_and_masks(make_engine, images, library):
             for mask, result, wanted in zip(masks, results, expected, strict=True):
                 # The device's letterbox is within one level of OpenCV's.
                 np.testing.assert_array_equal(mask, result.to_host().mask)
+                np.testing.assert_array_equal(to_host(arrays.from_dlpack(result.mask)), mask)
                 assert (mask != wanted.mask).mean() < 0.02
             again = engine.segment_on_device(to_device(image), "a")
             assert (again.to_host().mask != expected[0].mask).mean() < 0.02

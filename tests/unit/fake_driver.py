@@ -238,6 +238,8 @@ def cuStreamGetCtx(self, stream, context):
 
 @function("ppi")
 def cuStreamWaitEvent(self, stream, event, flags):
+    if event not in self.events:
+        return INVALID_HANDLE
     # What the event marks now; it may be recorded again.
     source, passed = self.events[event]
 
@@ -246,6 +248,7 @@ def cuStreamWaitEvent(self, stream, event, flags):
             self.finish(source, passed)
 
     self.enqueue(stream, wait)
+    return OK
 
 
 @function("pi")
@@ -257,7 +260,7 @@ def cuEventCreate(self, event, flags):
 
 @function("pp")
 def cuEventRecord(self, event, stream):
-    if DEFAULTS.get(stream, stream) not in self.streams:
+    if DEFAULTS.get(stream, stream) not in self.streams or event not in self.events:
         return INVALID_HANDLE
     passed = [False]
     self.events[event] = (stream, passed)

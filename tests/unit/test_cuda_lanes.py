@@ -84,6 +84,30 @@ def test_an_interrupt_at_any_step_loses_no_lane(machine):
     machine.check()
 
 
+def test_a_lane_whose_end_was_interrupted_is_not_used_again(machine, monkeypatch):
+    device = open_device(1, timeout=LATE)
+    drop = device._drop
+
+    def interrupt(seat):
+        monkeypatch.setattr(device, "_drop", drop)
+        raise KeyboardInterrupt
+
+    used = []
+
+    def fail():
+        with device.lane() as lane:
+            used.append(lane)
+            monkeypatch.setattr(device, "_drop", interrupt)
+            raise BackendError("in the midst")
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    with device.lane() as lane:
+        assert lane not in used
+    device.close()
+    machine.check()
+
+
 @pytest.mark.parametrize("function", ["cuCtxGetCurrent", "cuCtxSetCurrent", "cuMemPoolTrimTo"])
 @pytest.mark.parametrize("times", [1, 2, 3, 4])
 def test_an_error_on_the_way_loses_no_lane(machine, function, times):

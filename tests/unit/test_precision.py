@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto
 
+from cris_deploy.backends.onnxruntime import _Session
 from cris_deploy.errors import ExportError
 from cris_export.emulate import emulate_float16
 from cris_export.int8.half import with_steps
@@ -466,3 +467,33 @@ def test_a_layer_whose_steps_half_does_not_resolve_stays_as_it_is(
     for name in ("d", "e", "b"):
         assert types[name] == (F32 if kept else F16)
     assert types["c"] == F16
+
+
+def test_onnxruntime_keeps_biases_between_integers(tmp_path: Path) -> None:
+    # Of steps whose product float16 rounds to 0: a bias in such units is lost.
+    fine, steps = np.float16(8e-5), np.float16(8e-5)
+    parts = (
+        [
+            node("QuantizeLinear", ["x", "fine", "zero"], ["q"]),
+            node("DequantizeLinear", ["q", "fine", "zero"], ["d"]),
+            node("DequantizeLinear", ["w", "steps", "zeros"], ["e"], axis=0),
+            node("Conv", ["d", "e", "bias"], ["c"]),
+            node("QuantizeLinear", ["c", "coarse", "zero"], ["r"]),
+            node("DequantizeLinear", ["r", "coarse", "zero"], ["y"]),
+        ],
+        [value("x", [1, 2, 4, 4], F16)],
+        [value("y", [1, 2, 4, 4], F16)],
+        {
+            "fine": fine,
+            "coarse": np.float16(0.5),
+            "zero": np.int8(0),
+            "w": np.full((2, 2, 1, 1), 100, np.int8),
+            "steps": np.full(2, steps, np.float16),
+            "zeros": np.zeros(2, np.int8),
+            "bias": np.array([1.0, -2.0], np.float16),
+        },
+    )
+    onnx.save(graph(*parts), tmp_path / "graph.onnx")
+    session = _Session(tmp_path / "graph.onnx", 1, half=True)
+    result = session.run({"x": np.zeros((1, 2, 4, 4), np.float16)})["y"]
+    np.testing.assert_array_equal(result[0, :, 0, 0], [1.0, -2.0])
