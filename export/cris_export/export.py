@@ -140,8 +140,8 @@ def export(options: ExportOptions, step: Callable[[str], None] = lambda _: None)
     """
     verify.require_reference()
     engine = choose_engine(options.engines, step)  # what cannot be had is refused before the work
-    sources = samples.read_samples(options.samples)
-    pairs = _read_calibration(options.calibration)
+    sources = _read_pairs(options.samples, "--samples")
+    pairs = _read_pairs(options.calibration, "--calibration") if options.calibration else []
     step(f"reading {options.checkpoint}")
     checkpoint = checkpoints.load(options.checkpoint, word_len=options.word_len)
     model = checkpoints.build(checkpoint)
@@ -194,14 +194,12 @@ def export(options: ExportOptions, step: Callable[[str], None] = lambda _: None)
     return ExportReport(options.bundle, checkpoint, parity, types, sizes, plans)
 
 
-def _read_calibration(path: Path | None) -> list[SampleSource]:
+def _read_pairs(path: Path | None, flag: str) -> list[SampleSource]:
     """The pairs, whose images are looked for at once: tracing takes longer than a typing error."""
-    if path is None:
-        return []
-    pairs = samples.read_samples(path, "--calibration")
+    pairs = samples.read_samples(path, flag)
     lost = [pair.image for pair in pairs if not pair.image.is_file()]
     if lost:
-        raise InputError(f"--calibration {path}: {lost[0]} does not exist ({len(lost)} missing)")
+        raise InputError(f"{flag} {path}: {lost[0]} does not exist ({len(lost)} missing)")
     return pairs
 
 
