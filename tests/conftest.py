@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,3 +25,14 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def own_bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
     """A copy of the small bundle that the test may damage."""
     return Path(shutil.copytree(tiny_bundle, tmp_path / "own.bundle"))
+
+
+@pytest.fixture(scope="session")
+def traced_once() -> Iterator[None]:
+    """From here on no model is traced a second time; what follows the tracing is done each time."""
+    from cris_export import trace  # takes seconds to import
+    from tests.tracing import TracedOnce
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trace, "trace_stages", TracedOnce())
+        yield

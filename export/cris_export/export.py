@@ -177,10 +177,10 @@ def export(options: ExportOptions, step: Callable[[str], None] = lambda _: None)
     """
     verify.require(options.asked)
     planner = Planner(options.engines, step)  # what cannot be had is refused before the work
-    sources = samples.read_samples(options.samples)
+    sources = _read_pairs(options.samples, "--samples")
     if len(sources) > MOST_SAMPLES:
         raise InputError(f"--samples {options.samples}: give at most {MOST_SAMPLES:,} lines")
-    pairs = _read_calibration(options.calibration)
+    pairs = _read_pairs(options.calibration, "--calibration") if options.calibration else []
     step(f"reading {options.checkpoint}")
     checkpoint = checkpoints.load(options.checkpoint, word_len=options.word_len)
     model = checkpoints.build(checkpoint)
@@ -266,14 +266,12 @@ def _require_visible(answers: Sequence[Answer], size: int) -> None:
     raise ParityError(f"parity gate: {said}; no bundle was written")
 
 
-def _read_calibration(path: Path | None) -> list[SampleSource]:
+def _read_pairs(path: Path | None, flag: str) -> list[SampleSource]:
     """The pairs, whose images are looked for at once: tracing takes longer than a typing error."""
-    if path is None:
-        return []
-    pairs = samples.read_samples(path, "--calibration")
+    pairs = samples.read_samples(path, flag)
     lost = [pair.image for pair in pairs if not pair.image.is_file()]
     if lost:
-        raise InputError(f"--calibration {path}: {lost[0]} does not exist ({len(lost)} missing)")
+        raise InputError(f"{flag} {path}: {lost[0]} does not exist ({len(lost)} missing)")
     return pairs
 
 

@@ -259,7 +259,8 @@ def test_bad_samples(ckpt: Path, tmp_path: Path) -> None:
         ("{nonsense", "line 1"),
         ('{"image": "a.png"}', "line 1"),
         ('{"image": 1, "expression": "x"}', "strings"),
-        ('{"image": "missing.png", "expression": "x"}', r"missing\.png"),
+        ('{"image": "missing.png", "expression": "x"}', r"missing\.png does not exist"),
+        ('{"image": "s.jsonl", "expression": "x"}', r"s\.jsonl"),
     ):
         samples.write_text(text)
         with pytest.raises(InputError, match=said):
@@ -283,24 +284,31 @@ def test_a_folder_that_is_no_bundle_is_not_replaced(ckpt: Path, tmp_path: Path) 
     assert (tmp_path / "b" / "thesis.txt").read_text() == "precious"
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_killed_export_leaves_no_bundle(ckpt: Path, tmp_path: Path, number: signal.Signals) -> None:
-    target = tmp_path / "b"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cris_export.cli", "--ckpt", str(ckpt), "-o", str(target)],
-        stderr=subprocess.PIPE,
-    )
+def test_killed_export_leaves_no_bundle(ckpt: Path, tmp_path: Path) -> None:
+    folders = {number: tmp_path / number.name for number in (signal.SIGKILL, signal.SIGTERM)}
+    running = {}
+    for number, folder in folders.items():  # side by side: tracing takes one core
+        folder.mkdir()
+        command = [sys.executable, "-m", "cris_export.cli", "--ckpt", str(ckpt)]
+        command += ["-o", str(folder / "b")]
+        running[number] = subprocess.Popen(command, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
-    # Half-way: files are being written, under a hidden name.
-    while not list(tmp_path.glob(".b.*/*.onnx")) and time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()
+    waiting = dict(running)
+    while waiting and time.monotonic() < deadline:
+        for number, process in list(waiting.items()):
+            # Half-way: files are being written, under a hidden name.
+            if list(folders[number].glob(".b.*/*.onnx")):
+                waiting.pop(number).send_signal(number)
+            else:
+                assert process.poll() is None, process.communicate()
         time.sleep(0.01)
-    process.send_signal(number)
-    process.communicate(timeout=60)
-    assert process.returncode != 0
-    assert not target.exists()
-    if number is not signal.SIGKILL:
-        assert nothing_left(tmp_path)
-    # The next export clears what a killed one could not.
-    export(ExportOptions(ckpt, output=target))
-    assert [p.name for p in tmp_path.iterdir()] == ["b"]
+    assert not waiting
+    for number, folder in folders.items():
+        running[number].communicate(timeout=60)
+        assert running[number].returncode != 0
+        assert not (folder / "b").exists()
+        if number is not signal.SIGKILL:
+            assert nothing_left(folder)
+        # The next export clears what a killed one could not.
+        export(ExportOptions(ckpt, output=folder / "b"))
+        assert [p.name for p in folder.iterdir()] == ["b"]

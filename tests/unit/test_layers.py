@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cris_deploy.manifest import GraphName
 from cris_deploy.text import Tokenizer
-from cris_export import layers
+from cris_export import layers, trace
 from cris_export.emulate import emulate_float16
 from cris_export.float32 import Reference, graph_file, measure_stages, write_reference
 from cris_export.layers import LayerError, compare_layers, worst_layer
@@ -23,7 +23,6 @@ from cris_export.samples import read_samples
 from cris_export.shares import describe_types, type_share
 from cris_export.stages import build_stages
 from cris_export.tokenizer import write_tokenizer
-from cris_export.trace import DEFAULT_OPSET, trace_stages
 from cris_export.weights import WeightFile
 from cris_train.model import Cris, CrisConfig
 from tests.models import randomised
@@ -156,7 +155,7 @@ def test_masked_scores_do_not_hide_an_error(tmp_path: Path) -> None:
 
 
 def traced_reference(model: Cris, folder: Path) -> tuple[dict[str, ir.Model], Reference]:
-    traced = trace_stages(build_stages(model), model.config, DEFAULT_OPSET)
+    traced = trace.trace_stages(build_stages(model), model.config, trace.DEFAULT_OPSET)
     write_tokenizer(folder / "tokenizer.json")
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json", model.config.word_len)
     size = model.config.input_size
@@ -201,7 +200,9 @@ def tiny(change: Callable[[Cris], None] = lambda model: None) -> Cris:
 
 
 @pytest.fixture(scope="module")
-def stages(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, ir.Model], Reference]:
+def stages(
+    traced_once: None, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, ir.Model], Reference]:
     return traced_reference(tiny(), tmp_path_factory.mktemp("tiny"))
 
 

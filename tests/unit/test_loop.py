@@ -36,10 +36,13 @@ def run(folder: Path, output: Path, **changes: Any) -> TrainResult:
 
 
 def test_learns_four_scenes_by_heart(folder: Path, tmp_path: Path) -> None:
-    before = run(folder, tmp_path / "short", epochs=1)
-    after = run(folder, tmp_path / "long", epochs=120)
+    # At a third of the recipe's rate, where rounding decides little: 0.35 to 0.50 with one thread,
+    # over four seeds with AVX-512 and three with PyTorch kept to AVX2. At the whole rate the same
+    # runs end between 0.20 and 0.39.
+    before = run(folder, tmp_path / "short", epochs=1, learning_rate=1e-3)
+    after = run(folder, tmp_path / "long", epochs=120, learning_rate=1e-3)
     assert before.mean_iou < 0.2
-    assert after.mean_iou > 0.25  # 0.03 untrained
+    assert after.mean_iou > 0.25  # 0.01 to 0.03 after the first epoch
     assert after.final.mean_iou > 2 * before.final.mean_iou
     assert losses(tmp_path / "long")[-1] < losses(tmp_path / "short")[0] / 3
 
