@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from cris_deploy import gpu
 from cris_deploy.backends import (
     AUTO,
     CACHE_VARIABLE,
@@ -151,9 +152,14 @@ def require(asked: Asked) -> None:
             f"the parity gate runs every export with {REFERENCE[0]}, which is not installed: run "
             f"{status(REFERENCE[0]).install}"
         )
-    backend, (device, _), _ = parse_names(asked.backend, asked.device, asked.precision)
+    backend, (device, index), _ = parse_names(asked.backend, asked.device, asked.precision)
     if backend is None and device is None:
         return
+    if device is Device.CUDA:
+        try:
+            gpu.require_gpu(index)
+        except BackendError as error:
+            raise BackendError(f"{asked}: nothing here can prove the export so: {error}") from None
     found = [status(name) for name in BackendName if backend in (None, name)]
     if any(device in (None, place) for one in found for place in one.devices):
         return

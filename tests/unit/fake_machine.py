@@ -61,7 +61,9 @@ class Machine:
 
 @pytest.fixture
 def machine(own_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    gc.freeze()  # what other tests hold is not looked through below, which took seconds
     machine = Machine(monkeypatch, own_bundle)
     yield machine
     gc.collect()  # what is left goes back to this GPU, not to that of the next test
+    gc.unfreeze()
     machine.cuda.unplug()

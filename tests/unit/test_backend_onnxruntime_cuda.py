@@ -128,9 +128,9 @@ def test_a_gpu_by_number(machine, monkeypatch, backend):
     surveyed(monkeypatch, *[gpu.Gpu(GPU, "sm86", 1 << 30)] * 2)
     asked = []
 
-    def opened(*arguments, index=0, **options):
+    def opened(lanes, index, timeout):
         asked.append(index)
-        return open_device(*arguments, **options)  # the stand-in has one GPU
+        return open_device(lanes, timeout=timeout)  # the stand-in has one GPU
 
     monkeypatch.setattr(onnxruntime_cuda, "open_device", opened)
     monkeypatch.setattr(tensorrt, "open_device", opened)

@@ -95,7 +95,7 @@ def test_a_weight_that_changed_after_the_export_names_its_layer(own_bundle, stag
     assert report.missed is (Bound.MASK_IOU if noise == 0.05 else Bound.WEIGHTS)
     (changed,) = report.changed  # of the full graph, which has the same, it is not said again
     assert (changed.graph, changed.tensor) == (stage, tensor)
-    layer = {"mix4": "Conv node_c4", "embedding": "Gather node_words"}.get(
+    layer = {"mix4": "Conv node_c4", "embedding": "Gather node_embedded"}.get(
         tensor, "MatMul node_kernel"
     )
     assert changed.layer == layer
