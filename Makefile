@@ -35,7 +35,7 @@ types: $(STAMP) ## mypy --strict
 	$(BIN)/mypy
 
 unit: $(STAMP) ## pytest
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 sanitize: $(STAMP) ## The kernel tests under AddressSanitizer and UBSan
 	kernels/sanitize.sh $(BIN)/python

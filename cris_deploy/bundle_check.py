@@ -24,6 +24,7 @@ from cris_deploy.arguments import fraction_or_none, shown
 from cris_deploy.arrays import read_arrays
 from cris_deploy.backends import AUTO, Choice, Device, Graph, close_graphs, load_graphs
 from cris_deploy.bundle import Bundle
+from cris_deploy.cpu import this_cpu
 from cris_deploy.deviation import Deviation, finite
 from cris_deploy.engine import Engine
 from cris_deploy.errors import BackendError, BundleError, InputError
@@ -97,6 +98,7 @@ class CheckReport:
             stages=self.stages,
             problem=self.problem,
             logit_budget=self.logit_budget,
+            instructions=this_cpu().instructions if self.choice.device is Device.CPU else None,
         )
 
 

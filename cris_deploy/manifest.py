@@ -201,7 +201,8 @@ class Proof:
     """What one backend gave. Names are plain text: a newer version may know more of them.
 
     `required` if the export depended on it; `problem` says in one sentence what failed;
-    `logit_budget` is what the worst relative error was held to.
+    `logit_budget` is what the worst relative error was held to; `instructions` the vector
+    extensions of the CPU that it ran on, None on a GPU.
     """
 
     backend: str
@@ -213,6 +214,7 @@ class Proof:
     stages: tuple[StageParity, ...]
     problem: str | None
     logit_budget: float | None = None
+    instructions: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -482,6 +484,7 @@ def _read_proof(proof: Field) -> Proof:
         ),
         problem=proof.optional("problem", Field.text),
         logit_budget=proof.optional("logit_budget", _read_error),
+        instructions=proof.optional("instructions", Field.text),
     )
 
 

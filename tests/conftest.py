@@ -10,6 +10,11 @@ import pytest
 from tests.tiny_bundle import write_bundle
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Full-size models first: no worker is left with minutes of them at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("full_size") is None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _compiled_graphs_of_tests_stay_theirs(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["CRIS_DEPLOY_CACHE"] = str(tmp_path_factory.mktemp("compiled"))

@@ -86,7 +86,13 @@ class _Session:
     """
 
     def __init__(
-        self, path: Path, threads: int | None, *, half: bool, unpack: bool, widen: bool
+        self,
+        path: Path,
+        threads: int | None,
+        *,
+        half: bool = False,
+        unpack: bool = False,
+        widen: bool = False,
     ) -> None:
         onnxruntime = _module()
         options = onnxruntime.SessionOptions()

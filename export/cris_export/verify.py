@@ -155,13 +155,13 @@ def require(asked: Asked) -> None:
     backend, (device, index), _ = parse_names(asked.backend, asked.device, asked.precision)
     if backend is None and device is None:
         return
-    if device is Device.CUDA:
-        try:
-            gpu.require_gpu(index)
-        except BackendError as error:
-            raise BackendError(f"{asked}: nothing here can prove the export so: {error}") from None
     found = [status(name) for name in BackendName if backend in (None, name)]
     if any(device in (None, place) for one in found for place in one.devices):
+        if device is Device.CUDA:
+            try:
+                gpu.require_gpu(index)
+            except BackendError as error:
+                raise BackendError(f"{asked}: nothing here can prove it so: {error}") from None
         return
     reasons = "; ".join(
         one.problem

@@ -50,6 +50,10 @@ def test_trained_model_keeps_its_masks(report: ExportReport) -> None:
     assert manifest.precision is Precision.INT8
     assert manifest.quantisation is not None
     assert manifest.quantisation.correlation >= manifest.quantisation.min_correlation == 0.99
+    assert manifest.quantisation.weight_levels == EXACT_LEVELS
+    assert manifest.parity is not None
+    proved_on = {proof.instructions for proof in manifest.parity.proofs if proof.device == "cpu"}
+    assert proved_on == {cpu.this_cpu().instructions}
 
 
 def emulated_logits(report: ExportReport, number: int, factor: int = 1) -> np.ndarray:
