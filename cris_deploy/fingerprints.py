@@ -7,13 +7,14 @@ serves does not have: an ONNX file is a protocol buffer, and few of its fields m
 
 import hashlib
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
 from cris_deploy.errors import BundleError
 from cris_deploy.manifest import GraphName
+from cris_deploy.protobuf import fields
 
 _ORDER: Final = (
     GraphName.IMAGE_ENCODER,
@@ -101,7 +102,7 @@ def _read(path: Path) -> _Graph:
             layer = f"{_text(node, _OP_TYPE)} {_text(node, _NODE_NAME)}"
             for name in _all(node, _INPUT):
                 readers.setdefault(str(name, "utf-8"), layer)
-    except (OSError, ValueError, IndexError) as error:
+    except (OSError, ValueError) as error:
         raise BundleError(f"{path} cannot be read as ONNX ({error}): export it again") from None
     return _Graph(tensors, readers)
 
@@ -129,7 +130,7 @@ class _Hasher:
         if external:
             return self._external(external)
         inline = hashlib.sha256()
-        for number, value in _fields(tensor):
+        for number, _, value in fields(tensor):
             if number in _VALUES:
                 inline.update(value if isinstance(value, memoryview) else str(value).encode())
         return inline.hexdigest()
@@ -164,42 +165,9 @@ class _Hasher:
 
 def _all(message: memoryview, number: int) -> list[memoryview]:
     """All values of a field that holds strings or messages."""
-    return [v for n, v in _fields(message) if n == number and isinstance(v, memoryview)]
+    found = (field.value for field in fields(message) if field.number == number)
+    return [value for value in found if isinstance(value, memoryview)]
 
 
 def _text(message: memoryview, number: int) -> str:
     return "".join(str(value, "utf-8") for value in _all(message, number)[-1:])
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Fields of a protocol buffer message: number, and a varint's value or the bytes."""
-    place = 0
-    while place < len(message):
-        key, place = _varint(message, place)
-        number, kind = key >> 3, key & 7
-        if kind == 0:
-            value, place = _varint(message, place)
-            yield number, value
-            continue
-        if kind == 2:
-            length, place = _varint(message, place)
-        elif kind in (1, 5):  # 64 and 32 bits
-            length = 8 if kind == 1 else 4
-        else:
-            raise ValueError(f"no protocol buffer has wire type {kind}")
-        if place + length > len(message):
-            raise ValueError("it ends too early")
-        yield number, message[place : place + length]
-        place += length
-
-
-def _varint(message: memoryview, place: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = message[place]
-        value |= (byte & 0x7F) << shift
-        place, shift = place + 1, shift + 7
-        if byte < 0x80:
-            return value, place
-        if shift > 63:
-            raise ValueError("a number is longer than 64 bits")
