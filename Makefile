@@ -50,7 +50,7 @@ train-demo: $(STAMP) ## Train the demo checkpoint again (an hour on two cores)
 
 ablation: $(STAMP) ## Table 1's ablation on generated scenes (an hour or more on two cores)
 	test -d data/scenes || $(BIN)/cris-scenes data/scenes --train 20000 --val 400 --seed 0
-	$(BIN)/python -m cris_train.ablation --config train/configs/ablation.yaml
+	$(BIN)/python -m cris_train.run.ablation --config train/configs/ablation.yaml
 
 clean: ## Remove what the targets made (not .venv)
 	rm -rf build dist $(DEMO) .pytest_cache .mypy_cache .ruff_cache

@@ -9,9 +9,7 @@ result.mask  # (H, W) bool
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cris_deploy.backends import BackendName, Choice, Compute, Device
-    from cris_deploy.bundle_check import CheckReport, check
-    from cris_deploy.cuda.segmentation import DeviceSegmentation
+    from cris_deploy.bundle.manifest import Precision
     from cris_deploy.engine import Engine, EngineInfo, Scene
     from cris_deploy.errors import (
         BackendError,
@@ -23,9 +21,11 @@ if TYPE_CHECKING:
         InputError,
         KernelError,
     )
-    from cris_deploy.manifest import Precision
-    from cris_deploy.segmentation import Segmentation
-    from cris_deploy.text import TruncationWarning
+    from cris_deploy.execution.backends import BackendName, Choice, Compute, Device
+    from cris_deploy.proof.check import CheckReport, check
+    from cris_deploy.results.device_segmentation import DeviceSegmentation
+    from cris_deploy.results.segmentation import Segmentation
+    from cris_deploy.words.tokenizer import TruncationWarning
 
 __all__ = [
     "BackendError",
@@ -53,9 +53,9 @@ __all__ = [
 ]
 
 _MODULES = {
-    "backends": ("BackendName", "Choice", "Compute", "Device"),
-    "bundle_check": ("CheckReport", "check"),
-    "cuda.segmentation": ("DeviceSegmentation",),
+    "execution.backends": ("BackendName", "Choice", "Compute", "Device"),
+    "proof.check": ("CheckReport", "check"),
+    "results.device_segmentation": ("DeviceSegmentation",),
     "engine": ("Engine", "EngineInfo", "Scene"),
     "errors": (
         "BackendError",
@@ -67,9 +67,9 @@ _MODULES = {
         "InputError",
         "KernelError",
     ),
-    "manifest": ("Precision",),
-    "segmentation": ("Segmentation",),
-    "text": ("TruncationWarning",),
+    "bundle.manifest": ("Precision",),
+    "results.segmentation": ("Segmentation",),
+    "words.tokenizer": ("TruncationWarning",),
 }
 
 

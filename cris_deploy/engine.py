@@ -16,11 +16,8 @@ from typing import TYPE_CHECKING, Final, Literal, overload
 import numpy as np
 
 from cris_deploy import arguments
-from cris_deploy import image as images
-from cris_deploy.backends import AUTO, Choice, Device, Graph, load_graphs
-from cris_deploy.bundle import Bundle
-from cris_deploy.cache import LruCache, PixelKey
-from cris_deploy.engine_info import EngineInfo
+from cris_deploy.bundle.manifest import GraphName, ModelFacts
+from cris_deploy.bundle.reading import Bundle
 from cris_deploy.errors import (
     BackendError,
     BundleError,
@@ -28,16 +25,19 @@ from cris_deploy.errors import (
     ExpressionError,
     InputError,
 )
-from cris_deploy.image import ImageInput
-from cris_deploy.manifest import GraphName, ModelFacts
-from cris_deploy.road import Decoded, Features, HostRoad, Road
-from cris_deploy.scene import Picture, Prompt, Scene
-from cris_deploy.segmentation import Segmentation
-from cris_deploy.text import Tokenizer, TruncationWarning
+from cris_deploy.execution.backends import AUTO, Choice, Device, Graph, load_graphs
+from cris_deploy.execution.cache import LruCache, PixelKey
+from cris_deploy.execution.executor import Decoded, Features, HostRoad, Road
+from cris_deploy.pixels import image as images
+from cris_deploy.pixels.image import ImageInput
+from cris_deploy.results.engine_info import EngineInfo
+from cris_deploy.results.scene import Picture, Prompt, Scene
+from cris_deploy.results.segmentation import Segmentation
+from cris_deploy.words.tokenizer import Tokenizer, TruncationWarning
 
 if TYPE_CHECKING:
-    from cris_deploy.cuda.road import DeviceRoad
-    from cris_deploy.cuda.segmentation import DeviceSegmentation
+    from cris_deploy.execution.cuda.executor import DeviceRoad
+    from cris_deploy.results.device_segmentation import DeviceSegmentation
 
 __all__ = ["Engine", "EngineInfo", "Picture", "Prompt", "Scene"]
 
@@ -254,7 +254,7 @@ class Engine:
             core, at most 4. They end when the iterator is closed.
         Repeated images are encoded once.
         """
-        from cris_deploy.stream import segment_pairs
+        from cris_deploy.execution.stream import segment_pairs
 
         batch_size = arguments.whole("batch_size", batch_size, 1)
         threads = arguments.whole_or_none(
@@ -341,7 +341,7 @@ class Engine:
         self, scenes: Sequence[Scene], prompts: Sequence[Prompt], stream: object
     ) -> "list[DeviceSegmentation]":
         """Segment each scene with the expression in its place; the masks stay on the GPU."""
-        from cris_deploy.cuda.segmentation import DeviceSegmentation
+        from cris_deploy.results.device_segmentation import DeviceSegmentation
 
         road = self._device_road()
         self._warn_of_truncated(prompts)
@@ -383,7 +383,7 @@ class Engine:
         return graphs
 
     def _device_road(self) -> "DeviceRoad":
-        from cris_deploy.cuda.road import DeviceRoad
+        from cris_deploy.execution.cuda.executor import DeviceRoad
 
         if not isinstance(self._road, DeviceRoad):
             raise BackendError(
@@ -463,8 +463,8 @@ def _road(
 ) -> Road:
     if choice.device is Device.CPU:
         return HostRoad(model, threads)
-    from cris_deploy.cuda.graph import DeviceGraph
-    from cris_deploy.cuda.road import DeviceRoad
+    from cris_deploy.execution.cuda.executor import DeviceRoad
+    from cris_deploy.execution.cuda.graph import DeviceGraph
 
     stage = graphs[GraphName.IMAGE_ENCODER]
     assert isinstance(stage, DeviceGraph)  # what every backend gives for a GPU

@@ -20,4 +20,4 @@ export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 export PYTHONPATH="$site:$packages:$PWD"
 "$python" -S -P -c 'import cris_deploy._kernels as k, sys; sys.exit("/sanitize/" not in k.__file__)'
 "$python" -S -P -m pytest --import-mode=importlib -p no:cacheprovider \
-  tests/unit/test_kernels_mask.py tests/unit/test_kernels_arguments.py "$@"
+  tests/kernels/test_kernels_mask.py tests/kernels/test_kernels_arguments.py "$@"

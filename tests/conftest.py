@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_bundle import write_bundle
+from tests.helpers.tiny_bundle import write_bundle
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -35,8 +35,8 @@ def own_bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def traced_once() -> Iterator[None]:
     """From here on no model is traced a second time; what follows the tracing is done each time."""
-    from cris_export import trace  # takes seconds to import
-    from tests.tracing import TracedOnce
+    from cris_export.graph import trace  # takes seconds to import
+    from tests.helpers.tracing import TracedOnce
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trace, "trace_stages", TracedOnce())

@@ -18,10 +18,10 @@ from cris_bench.options import (
     ROUNDS,
     BenchOptions,
 )
-from cris_bench.record import Scope, to_json, write_record
-from cris_deploy.backends import AUTO, BackendName, Compute
+from cris_bench.record.schema import Scope, to_json, write_record
 from cris_deploy.cli import guarded
 from cris_deploy.errors import InputError
+from cris_deploy.execution.backends import AUTO, BackendName, Compute
 
 SUBCOMMANDS: Final = ("kernels", "compare", "report")
 ALL: Final = "all"
@@ -42,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def run() -> int:
         options = _options(args, given)
         # torch takes seconds to import: not for --help, nor for a typing error
+        from cris_bench.report.table import terminal
         from cris_bench.run import run as measure
-        from cris_bench.table import terminal
 
         with tqdm(unit="pass", leave=False, disable=None) as bar:
             record = measure(options, lambda line: bar.write(line, file=sys.stderr), bar.update)

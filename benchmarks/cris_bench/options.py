@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from cris_bench.record import Scope
-from cris_deploy.backends import AUTO, BackendName, Compute, Device
+from cris_bench.record.schema import Scope
 from cris_deploy.errors import InputError
+from cris_deploy.execution.backends import AUTO, BackendName, Compute, Device
 
 DEFAULT_SCOPES = (Scope.NETWORK, Scope.END_TO_END)
 # What a new process does once: timed in children, each contestant by itself.

@@ -12,20 +12,20 @@ from pathlib import Path
 
 import torch
 
-from cris_bench import machine
-from cris_bench.ceilings import measure_ceilings
-from cris_bench.clients import Segment, measure_clients
-from cris_bench.contestants import Identity
-from cris_bench.memory import measure_alone
+from cris_bench.contestants.contestant import Identity
+from cris_bench.contestants.ours import STAGES, Way, find_ways
+from cris_bench.contestants.starters import Starters, choose_device, open_starters
 from cris_bench.options import ALONE, BenchOptions
-from cris_bench.ours import STAGES, Way, find_ways
-from cris_bench.record import Accuracy, Ceiling, Clients, Memory, Record, StageWork
-from cris_bench.scopes import Results, Tick, race, shapes, stage_medians
-from cris_bench.starters import Starters, choose_device, open_starters
+from cris_bench.record import machine
+from cris_bench.record.schema import Accuracy, Ceiling, Clients, Memory, Record, StageWork
+from cris_bench.scopes.ceilings import measure_ceilings
+from cris_bench.scopes.clients import Segment, measure_clients
+from cris_bench.scopes.memory import measure_alone
+from cris_bench.scopes.races import Results, Tick, race, shapes, stage_medians
 from cris_bench.subject import Step, Subject, prepare
-from cris_deploy.backends import BackendName
-from cris_deploy.text import TruncationWarning
-from cris_train.measure import EvalOptions, measure
+from cris_deploy.execution.backends import BackendName
+from cris_deploy.words.tokenizer import TruncationWarning
+from cris_train.evaluation.measure import EvalOptions, measure
 
 
 def run(options: BenchOptions, step: Step, tick: Tick) -> Record:

@@ -12,14 +12,14 @@ import tokenizers
 import torch
 
 from cris_bench.options import BenchOptions
-from cris_bench.record import BundleFacts, ModelFacts, Parity
-from cris_deploy.backends import Compute, Device
-from cris_deploy.bundle import MANIFEST, Bundle
+from cris_bench.record.schema import BundleFacts, ModelFacts, Parity
+from cris_deploy.bundle.manifest import DEFAULT_MIN_IOU, GraphName, Manifest, Precision
+from cris_deploy.bundle.reading import MANIFEST, Bundle
 from cris_deploy.errors import InputError
-from cris_deploy.manifest import DEFAULT_MIN_IOU, GraphName, Manifest, Precision
-from cris_export.engines import EngineKind, EngineOptions
+from cris_deploy.execution.backends import Compute, Device
 from cris_export.export import INT8_MIN_IOU, NO_ENGINES, ExportOptions, export
-from cris_export.samples import PACKAGED
+from cris_export.plans.build import EngineKind, EngineOptions
+from cris_export.proof.samples import PACKAGED
 from cris_train import checkpoint as checkpoints
 from cris_train.model import TABLE_1, Cris, CrisConfig
 

@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from cris_deploy.backends import BackendName, BackendStatus, status
 from cris_deploy.cli import guarded
-from cris_deploy.cpu import Cpu, this_cpu
-from cris_deploy.gpu import Survey, survey_gpus
-from cris_deploy.mask import KernelsBuild, KernelsStatus, kernels_status
-from cris_deploy.versions import version_of
+from cris_deploy.execution.backends import BackendName, BackendStatus, status
+from cris_deploy.machine.cpu import Cpu, this_cpu
+from cris_deploy.machine.gpu import Survey, survey_gpus
+from cris_deploy.machine.versions import version_of
+from cris_deploy.pixels.mask import KernelsBuild, KernelsStatus, kernels_status
 
 _PACKAGES: Final[Mapping[str, tuple[str, ...]]] = {
     "runtime": (

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cris_deploy.backends import AUTO, BackendName, Compute
 from cris_deploy.cli import guarded, one_line
 from cris_deploy.cli.jobs import BadEntry, Job, read_jobs
 from cris_deploy.errors import CrisError, InputError
-from cris_deploy.image import MAX_PIXELS, Pixels
-from cris_deploy.segmentation import Segmentation
+from cris_deploy.execution.backends import AUTO, BackendName, Compute
+from cris_deploy.pixels.image import MAX_PIXELS, Pixels
+from cris_deploy.results.segmentation import Segmentation
 
 _EPILOG = """\
 IMAGE may be a folder (all images in it), or a .jsonl file whose lines are
@@ -131,7 +131,8 @@ def segment_jobs(
 def _write(
     job: Job, found: Sequence[Segmentation | CrisError], output: Path, max_pixels: int
 ) -> Report:
-    from cris_deploy import image, overlay
+    from cris_deploy.pixels import image
+    from cris_deploy.results import overlay
 
     problems = []
     done: list[tuple[int, Segmentation]] = []
@@ -261,7 +262,7 @@ def _quieten() -> None:
     """Leave stderr to our own lines: the problems that libraries print there are reported."""
     import cv2
 
-    from cris_deploy.text import TruncationWarning
+    from cris_deploy.words.tokenizer import TruncationWarning
 
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     warnings.simplefilter("ignore", TruncationWarning)

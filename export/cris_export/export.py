@@ -15,30 +15,31 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from cris_deploy import bundle as bundles
-from cris_deploy.bundle import BundleWriter, GraphName, Precision
+from cris_deploy.bundle import reading as bundles
+from cris_deploy.bundle.fingerprints import fingerprint
+from cris_deploy.bundle.manifest import DEFAULT_MIN_IOU, MOST_SAMPLES, Quantisation, TypeShare
+from cris_deploy.bundle.plans import PlanRecord
+from cris_deploy.bundle.reading import BundleWriter, GraphName, Precision
 from cris_deploy.errors import InputError, ParityError
-from cris_deploy.fingerprints import fingerprint
-from cris_deploy.gate import Bound, check_logit_budget, is_visible, nothing_to_see
-from cris_deploy.manifest import DEFAULT_MIN_IOU, MOST_SAMPLES, Quantisation, TypeShare
-from cris_deploy.mask import mask_from_logits
-from cris_deploy.plans import PlanRecord
-from cris_deploy.text import Tokenizer
-from cris_deploy.versions import version_of
-from cris_export import samples, trace, verify
-from cris_export.engines import EngineKind, EngineOptions
-from cris_export.float32 import Reference, measure_stages, write_reference
-from cris_export.int8.half import find_float_islands
-from cris_export.int8.stage import MIN_CORRELATION, to_int8
-from cris_export.layers import worst_layer
-from cris_export.planner import Planner
-from cris_export.precision import to_float16
-from cris_export.rules import Islands, find_islands
-from cris_export.samples import Answer, SampleSource
-from cris_export.shares import type_share
-from cris_export.stages import build_stages
-from cris_export.tokenizer import write_tokenizer
-from cris_export.weights import WeightFile, compose_full
+from cris_deploy.machine.versions import version_of
+from cris_deploy.pixels.mask import mask_from_logits
+from cris_deploy.proof.gate import Bound, check_logit_budget, is_visible, nothing_to_see
+from cris_deploy.words.tokenizer import Tokenizer
+from cris_export.graph import trace
+from cris_export.graph.stages import build_stages
+from cris_export.graph.tokenizer import write_tokenizer
+from cris_export.graph.weights import WeightFile, compose_full
+from cris_export.plans.build import EngineKind, EngineOptions
+from cris_export.plans.planner import Planner
+from cris_export.precision.float16 import to_float16
+from cris_export.precision.int8.half import find_float_islands
+from cris_export.precision.int8.stage import MIN_CORRELATION, to_int8
+from cris_export.precision.layers import worst_layer
+from cris_export.precision.rules import Islands, find_islands
+from cris_export.precision.shares import type_share
+from cris_export.proof import samples, verify
+from cris_export.proof.float32 import Reference, measure_stages, write_reference
+from cris_export.proof.samples import Answer, SampleSource
 from cris_train import checkpoint as checkpoints
 from cris_train.checkpoint import Checkpoint
 from cris_train.model import Cris
@@ -82,7 +83,7 @@ class ExportOptions:
         min_correlation: Least correlation of INT8 logits with float32, 0 to 1, on each of a few
             calibration pairs; None for 0.99.
         max_logit_error: Largest error of a sample's logits relative to their deviation; None for
-            what `cris_deploy.gate` gives for the precision and the arithmetic that runs.
+            what `cris_deploy.proof.gate` gives for the precision and the arithmetic that runs.
         opset: ONNX operator set.
         engines: Plans to build; none if not given.
         asked: What has to prove the bundle beside ONNX Runtime on the CPU; what `auto` takes here

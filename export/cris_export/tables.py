@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from cris_deploy.bundle_check import CheckReport
-from cris_deploy.gate import SampleCheck
-from cris_deploy.manifest import Route, RouteParity, StageParity
+from cris_deploy.bundle.manifest import Route, RouteParity, StageParity
+from cris_deploy.proof.check import CheckReport
+from cris_deploy.proof.gate import SampleCheck
 
 if TYPE_CHECKING:  # the gate needs what an export needs, a check does not
-    from cris_export.verify import ParityReport
+    from cris_export.proof.verify import ParityReport
 
 _LABEL = 46
 

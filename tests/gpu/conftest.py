@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from cris_deploy import Engine, gpu
-from cris_deploy.backends import BackendName, status
+from cris_deploy import Engine
 from cris_deploy.errors import CrisError
-from tests.tiny_bundle import write_bundle
+from cris_deploy.execution.backends import BackendName, status
+from cris_deploy.machine import gpu
+from tests.helpers.tiny_bundle import write_bundle
 
 BUNDLE_VARIABLE = "CRIS_GPU_BUNDLE"
 """Path of an exported bundle to test beside the hand-built one; it is copied, not changed."""
@@ -70,7 +71,7 @@ _UNBUILT: dict[BackendName, str] = {}
 def build_plans(bundle: Path) -> None:
     """Build what can be built here; remember why the rest cannot."""
     try:
-        from cris_export.engines import EngineKind, EngineOptions, build_engines
+        from cris_export.plans.build import EngineKind, EngineOptions, build_engines
     except ImportError as error:
         _UNBUILT.update(dict.fromkeys(BACKENDS, f"cris_export cannot be imported: {error}"))
         return

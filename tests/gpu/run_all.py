@@ -83,7 +83,7 @@ def machine() -> dict[str, Any]:
     """GPU, driver and versions."""
     from dataclasses import asdict
 
-    from cris_deploy.gpu import survey_gpus
+    from cris_deploy.machine.gpu import survey_gpus
 
     versions = {}
     for package in PACKAGES:
@@ -110,7 +110,7 @@ def machine() -> dict[str, Any]:
 
 def build_extension() -> dict[str, Any]:
     """Build the extension with CUDA unless the one that is here has it."""
-    from cris_deploy.mask import kernels_status
+    from cris_deploy.pixels.mask import kernels_status
 
     status = kernels_status()
     if not status.cuda:
@@ -119,7 +119,7 @@ def build_extension() -> dict[str, Any]:
         command = [sys.executable, "-m", "pip", "install", "--no-deps", "-e", str(ROOT)]
         command += ["-C", "cmake.define.CRIS_CUDA=ON"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        check = "from cris_deploy.mask import kernels_status as s; print(*s().cuda)"
+        check = "from cris_deploy.pixels.mask import kernels_status as s; print(*s().cuda)"
         asked = subprocess.run(
             [sys.executable, "-c", check], capture_output=True, text=True, cwd=ROOT, check=False
         )
@@ -163,7 +163,7 @@ def time_all(options: argparse.Namespace) -> dict[str, Any]:
 
 def time_bundle(bundle: Path, precision: str, options: argparse.Namespace) -> dict[str, Any]:
     """All batches and numbers of expressions, graphs on and off, peers in the same rounds."""
-    from cris_deploy.bundle import Bundle
+    from cris_deploy.bundle.reading import Bundle
     from tests.gpu import timing
 
     engines, result = make_engines(bundle)

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from cris_deploy import Engine
-from cris_deploy.backends import BackendName, Device
-from cris_deploy.backends.onnxruntime_cuda import PROVIDER
-from cris_deploy.bundle import Bundle
+from cris_deploy.bundle.manifest import Precision
+from cris_deploy.bundle.reading import Bundle
 from cris_deploy.errors import BackendError
-from cris_deploy.manifest import Precision
-from cris_deploy.mask import kernels_status
+from cris_deploy.execution.backends import BackendName, Device
+from cris_deploy.execution.backends.onnxruntime_cuda import PROVIDER
+from cris_deploy.pixels.mask import kernels_status
 
 pytestmark = pytest.mark.gpu
 
@@ -130,7 +130,7 @@ def take_all_memory(cuda, leave: int) -> list[int]:
 
 
 def test_out_of_memory_then_works(make_engine, images):
-    from cris_deploy.cuda.api import load_cuda
+    from cris_deploy.execution.cuda.api import load_cuda
 
     cuda = load_cuda()
 
@@ -204,7 +204,7 @@ def test_pycuda(make_engine, images):
 
 @needs_kernels
 def test_the_mask_step_equals_the_cpus(make_engine, images):
-    from cris_deploy.mask import upsample_masks
+    from cris_deploy.pixels.mask import upsample_masks
 
     with make_engine() as engine:
         model = Bundle.open(engine.info.bundle).manifest.model
@@ -218,7 +218,7 @@ def test_the_mask_step_equals_the_cpus(make_engine, images):
 
 
 def test_memory_does_not_grow(make_engine, images):
-    from cris_deploy.cuda.api import load_cuda
+    from cris_deploy.execution.cuda.api import load_cuda
 
     with make_engine(image_cache=2, text_cache=2) as engine:
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from cris_deploy import plans
-from cris_deploy.bundle import Bundle, GraphName
-from cris_deploy.gpu import survey_gpus
-from cris_deploy.plans import Host, RuntimeName
-from cris_export.engines import EngineKind, EngineOptions, build_engines
+from cris_deploy.bundle import plans
+from cris_deploy.bundle.plans import Host, RuntimeName
+from cris_deploy.bundle.reading import Bundle, GraphName
+from cris_deploy.machine.gpu import survey_gpus
+from cris_export.plans.build import EngineKind, EngineOptions, build_engines
 
 pytestmark = pytest.mark.gpu
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from cris_deploy import device
-from cris_deploy.image import STD, normalise
-from cris_deploy.image import letterbox as letterbox_cpu
-from cris_deploy.mask import Output, Upsampling, upsample_masks
-from tests.unit.kernels_reference import random_logits
+from cris_deploy.pixels import on_gpu as device
+from cris_deploy.pixels.image import STD, normalise
+from cris_deploy.pixels.image import letterbox as letterbox_cpu
+from cris_deploy.pixels.mask import Output, Upsampling, upsample_masks
+from tests.helpers.kernels_reference import random_logits
 
 torch = pytest.importorskip("torch")
 kernels = pytest.importorskip("cris_deploy._kernels", reason="the extension is not built")

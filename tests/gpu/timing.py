@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from cris_deploy import Engine
-from cris_deploy.bundle import GraphName
-from cris_deploy.cuda.api import load_cuda
+from cris_deploy.bundle.reading import GraphName
 from cris_deploy.errors import CrisError
+from cris_deploy.execution.cuda.api import load_cuda
 
 WARMUP = 5  # covers TensorRT's first run and capture, ONNX Runtime's too
 

@@ -10,23 +10,24 @@ import numpy as np
 import pytest
 import torch
 
-from cris_bench import child, cli
-from cris_bench.ceilings import measure_ceilings
-from cris_bench.inputs import Fresh
+from cris_bench import cli
+from cris_bench.contestants.ours import Ours, Way
 from cris_bench.options import BenchOptions
-from cris_bench.ours import Ours, Way
-from cris_bench.record import Parity, Record, Role, Row, Scope, read_record
-from cris_bench.scopes import Field, Results, Shape, race
+from cris_bench.record.schema import Parity, Record, Role, Row, Scope, read_record
+from cris_bench.scopes import child
+from cris_bench.scopes.ceilings import measure_ceilings
+from cris_bench.scopes.inputs import Fresh
+from cris_bench.scopes.races import Field, Results, Shape, race
+from cris_bench.scopes.timing import Clocked, Pass, Timing, interleave, paired_ratio
 from cris_bench.subject import paper_fps, parity_of
-from cris_bench.timing import Clocked, Pass, Timing, interleave, paired_ratio
-from cris_deploy.backends import BackendName, Compute, Device
-from cris_deploy.bundle import Bundle
+from cris_deploy.bundle.manifest import GraphName
+from cris_deploy.bundle.reading import Bundle
 from cris_deploy.errors import InputError
-from cris_deploy.image import letterbox
-from cris_deploy.manifest import GraphName
+from cris_deploy.execution.backends import BackendName, Compute, Device
+from cris_deploy.pixels.image import letterbox
 from cris_train import checkpoint
 from cris_train.model import TABLE_1, Cris, CrisConfig
-from tests.models import randomised
+from tests.helpers.models import randomised
 
 
 def test_rounds_are_interleaved_and_warmup_is_not_counted() -> None:
@@ -169,7 +170,7 @@ def test_record_says_what_it_is_of(record: Record, tiny_checkpoint: Path) -> Non
     assert not list(tiny_checkpoint.parent.glob("*.bundle"))
 
 
-@pytest.mark.filterwarnings("ignore::cris_deploy.text.TruncationWarning")
+@pytest.mark.filterwarnings("ignore::cris_deploy.words.tokenizer.TruncationWarning")
 @pytest.mark.parametrize(
     ("scope", "image", "text"),
     [
@@ -231,8 +232,8 @@ def test_memory_and_loading_alone(
 
 
 def test_a_child_that_fails_says_why(tmp_path: Path) -> None:
-    from cris_bench.contestants import Identity
-    from cris_bench.memory import Alone, measure_alone
+    from cris_bench.contestants.contestant import Identity
+    from cris_bench.scopes.memory import Alone, measure_alone
     from cris_deploy.errors import BackendError
 
     task = child.Task(

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from cris_deploy.image import normalise
+from cris_deploy.pixels.image import normalise
 from cris_export.export import ExportOptions, export
 from cris_train import checkpoint
 from cris_train.cli.eval import main
 from cris_train.data.dataset import ReferData
 from cris_train.data.refer import read_split
-from cris_train.data.scenes_to_refer import KINDS_FILE, write_scenes
-from cris_train.measure import EvalOptions, measure
+from cris_train.evaluation.measure import EvalOptions, measure
+from cris_train.evaluation.report import read_report
 from cris_train.model import Cris, CrisConfig
-from cris_train.report import read_report
-from tests.models import randomised
+from cris_train.synthetic.refer_files import KINDS_FILE, write_scenes
+from tests.helpers.models import randomised
 
 # Random models say little at 0.35: at this threshold masks are neither empty nor everything.
 THRESHOLD = "0.5"

@@ -17,19 +17,19 @@ import pytest
 import torch
 
 from cris_deploy import Engine
-from cris_deploy import image as images
-from cris_deploy.bundle import Bundle, GraphName, Precision
-from cris_deploy.bundle_check import check
+from cris_deploy.bundle.reading import Bundle, GraphName, Precision
 from cris_deploy.errors import CheckpointError, InputError, ParityError
-from cris_deploy.gate import Bound
-from cris_deploy.mask import mask_from_logits
-from cris_deploy.text import Tokenizer
-from cris_export import cli
+from cris_deploy.pixels import image as images
+from cris_deploy.pixels.mask import mask_from_logits
+from cris_deploy.proof.check import check
+from cris_deploy.proof.gate import Bound
+from cris_deploy.words.tokenizer import Tokenizer
+from cris_export.cli import main as cli
 from cris_export.export import ExportOptions, ExportReport, export
 from cris_train import checkpoint
 from cris_train.model import Cris, CrisConfig
-from tests.models import randomised
-from tests.tiny_bundle import rehash
+from tests.helpers.models import randomised
+from tests.helpers.tiny_bundle import rehash
 
 EXPRESSIONS = [
     "the man in red",
@@ -290,7 +290,7 @@ def test_killed_export_leaves_no_bundle(ckpt: Path, tmp_path: Path) -> None:
     running = {}
     for number, folder in folders.items():  # side by side: tracing takes one core
         folder.mkdir()
-        command = [sys.executable, "-m", "cris_export.cli", "--ckpt", str(ckpt)]
+        command = [sys.executable, "-m", "cris_export.cli.main", "--ckpt", str(ckpt)]
         command += ["-o", str(folder / "b")]
         running[number] = subprocess.Popen(command, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120

@@ -9,22 +9,23 @@ import onnx
 import pytest
 import torch
 
-from cris_deploy import Engine, cpu
-from cris_deploy import image as images
-from cris_deploy.backends import Compute, Device, openvino
-from cris_deploy.backends.openvino import computes
-from cris_deploy.bundle import Bundle, GraphName, Precision
-from cris_deploy.cpu import EXACT_LEVELS, Cpu
+from cris_deploy import Engine
+from cris_deploy.bundle.manifest import Quantisation
+from cris_deploy.bundle.reading import Bundle, GraphName, Precision
 from cris_deploy.errors import BackendError, InputError
-from cris_deploy.manifest import Quantisation
-from cris_deploy.text import Tokenizer
-from cris_export import cli
+from cris_deploy.execution.backends import Compute, Device, openvino
+from cris_deploy.execution.backends.openvino import computes
+from cris_deploy.machine import cpu
+from cris_deploy.machine.cpu import EXACT_LEVELS, Cpu
+from cris_deploy.pixels import image as images
+from cris_deploy.words.tokenizer import Tokenizer
+from cris_export.cli import main as cli
 from cris_export.export import ExportOptions, ExportReport, export
-from cris_export.int8 import stage
+from cris_export.precision.int8 import stage
 from cris_train import checkpoint
 from cris_train.model import Cris, CrisConfig
-from tests import saturating
-from tests.models import randomised
+from tests.helpers import saturating
+from tests.helpers.models import randomised
 
 DEMO = Path(__file__).parents[2] / "train" / "demo"
 

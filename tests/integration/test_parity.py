@@ -12,20 +12,21 @@ import onnx
 import pytest
 import torch
 
-from cris_deploy.backends import winograd
-from cris_deploy.bundle import WEIGHTS, Bundle, GraphName, Precision
-from cris_deploy.bundle_check import check
+from cris_deploy.bundle.manifest import Route
+from cris_deploy.bundle.reading import WEIGHTS, Bundle, GraphName, Precision
 from cris_deploy.errors import CheckpointError, ParityError
-from cris_deploy.gate import Bound
-from cris_deploy.manifest import Route
-from cris_deploy.text import Tokenizer
-from cris_export import cli, samples
+from cris_deploy.execution.backends import winograd
+from cris_deploy.proof.check import check
+from cris_deploy.proof.gate import Bound
+from cris_deploy.words.tokenizer import Tokenizer
 from cris_export import export as module
+from cris_export.cli import main as cli
 from cris_export.export import ExportOptions, export
+from cris_export.proof import samples
 from cris_train import checkpoint
 from cris_train.model import Cris, CrisConfig
-from tests.models import randomised
-from tests.tiny_bundle import rehash
+from tests.helpers.models import randomised
+from tests.helpers.tiny_bundle import rehash
 
 DEMO = Path(__file__).parents[2] / "train" / "demo"
 STAGES = (GraphName.IMAGE_ENCODER, GraphName.TEXT_ENCODER, GraphName.MASK_DECODER)
@@ -287,7 +288,7 @@ def test_check_runs_without_pytorch(sound: Path) -> None:
 import sys
 for name in ("torch", "torchvision", "open_clip", "onnx", "onnxscript", "onnx_ir", "nncf"):
     sys.modules[name] = None  # importing it raises ImportError
-from cris_export.cli import main
+from cris_export.cli.main import main
 sys.exit(main(["--check", {str(sound)!r}]))
 """
     root = Path(__file__).parents[2]

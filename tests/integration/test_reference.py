@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from cris_deploy import Engine
-from cris_deploy.bundle import Bundle, Precision
+from cris_deploy.bundle.reading import Bundle, Precision
 from cris_deploy.engine import Segmentation
-from cris_deploy.mask import overlap
-from cris_deploy.text import Tokenizer
+from cris_deploy.pixels.mask import overlap
+from cris_deploy.words.tokenizer import Tokenizer
 from cris_export.export import ExportOptions, export
-from cris_export.samples import PACKAGED
-from tests.reference_weights import write_reference_checkpoint
+from cris_export.proof.samples import PACKAGED
+from tests.helpers.reference_weights import write_reference_checkpoint
 
 DATA = Path(__file__).parent.parent / "data"
 GOLDEN = np.load(DATA / "golden_rn50.npz")

@@ -14,20 +14,21 @@ import numpy as np
 import pytest
 import torch
 
-from cris_deploy import Engine, plans
-from cris_deploy.bundle import Bundle, GraphName, Precision
+from cris_deploy import Engine
+from cris_deploy.bundle import plans
+from cris_deploy.bundle.manifest import NumberType
+from cris_deploy.bundle.plans import Host, PlanRecord, RuntimeName
+from cris_deploy.bundle.reading import Bundle, GraphName, Precision
 from cris_deploy.errors import BackendError, ExportError, InputError
-from cris_deploy.manifest import NumberType
-from cris_deploy.plans import Host, PlanRecord, RuntimeName
-from cris_export import tensorrt_builder
-from cris_export.build_watch import BuildLog, make_logger
-from cris_export.engines import EngineKind, EngineOptions, build_engines
 from cris_export.export import ExportOptions, export
-from cris_export.tensorrt_builder import Built, Settings, Source, build_plan
-from cris_export.tensorrt_types import TypeCount, type_name
+from cris_export.plans import builder as tensorrt_builder
+from cris_export.plans.build import EngineKind, EngineOptions, build_engines
+from cris_export.plans.builder import Built, Settings, Source, build_plan
+from cris_export.plans.types import TypeCount, type_name
+from cris_export.plans.watch import BuildLog, make_logger
 from cris_train import checkpoint
 from cris_train.model import Cris, CrisConfig
-from tests.models import randomised
+from tests.helpers.models import randomised
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
 
@@ -293,7 +294,7 @@ def test_a_float32_graph_in_an_fp16_bundle_is_refused(single: Bundle) -> None:
 def test_a_build_ends_at_the_next_step_once_stopped(
     half: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cris_export.build_watch._PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr("cris_export.plans.watch._PROGRESS_SECONDS", 0.0)
     said: list[str] = []
 
     def stop(line: str) -> None:
@@ -326,7 +327,7 @@ def test_polygraphy_reads_the_same_network(
     code = """
 import sys
 from polygraphy.backend.trt import network_from_onnx_path
-from cris_export.tensorrt_types import count_types
+from cris_export.plans.types import count_types
 _, network, _ = network_from_onnx_path(sys.argv[1], strongly_typed=True)
 types = count_types(network)
 print(dict(types.layers), dict(types.products), sep="|")

@@ -11,11 +11,11 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cris_train.config import TrainConfig
-from cris_train.data.scenes_to_refer import write_scenes
-from cris_train.loop import train
 from cris_train.model import CrisConfig
-from tests.training import content, rows, same, tiny_recipe, write_recipe
+from cris_train.run.loop import train
+from cris_train.run.recipe import TrainConfig
+from cris_train.synthetic.refer_files import write_scenes
+from tests.helpers.training import content, rows, same, tiny_recipe, write_recipe
 
 # Runs the console, and kills its own process like `kill -9` between the n-th checkpoint's last byte
 # and its renaming, or in the middle of its bytes.

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from cris_train.config import TrainConfig
-from cris_train.data.scenes_to_refer import write_scenes
-from cris_train.learner import Learner
-from cris_train.loop import train
-from tests import in_double
-from tests.training import content, losses, rows, tiny_recipe, write_recipe
+from cris_train.run.learner import Learner
+from cris_train.run.loop import train
+from cris_train.run.recipe import TrainConfig
+from cris_train.synthetic.refer_files import write_scenes
+from tests.helpers import in_double
+from tests.helpers.training import content, losses, rows, tiny_recipe, write_recipe
 
 ROUNDING = 3e-5  # of a loss in float32; what it is to tell apart differs by 1e-2
 
@@ -122,7 +122,7 @@ def test_in_float64_they_are_the_same(
     finally:
         torch.set_default_dtype(torch.float32)
     half = parameters(tmp_path / "two")
-    torchrun(recipe(folder, tmp_path / "two", **changes), tmp_path, "-m", "tests.in_double")
+    torchrun(recipe(folder, tmp_path / "two", **changes), tmp_path, "-m", "tests.helpers.in_double")
     one, two = parameters(tmp_path / "one"), parameters(tmp_path / "two")
     assert one.dtype == torch.float64
     # float64's 1e-16, some hundred sums deep, and made more of by Adam as in float32: 4e-13 of the

@@ -1,4 +1,4 @@
-/* A libcuda.so.1 without a GPU: its functions are those of tests/unit/fake_cuda.py.
+/* A libcuda.so.1 without a GPU: its functions are those of tests/stand_ins/fake_cuda.py.
 
    The loader knows a library by its name, so that once this one is open, whoever opens libcuda.so.1
    in this process gets it. All of them, cuda.core first, look functions up by cuGetProcAddress.

@@ -109,11 +109,11 @@ def _row(count: Count) -> str:
 
 def _speed(args: argparse.Namespace) -> int:
     from cris_train.data.dataset import ReferData
-    from cris_train.data.photographs import write_photographs
     from cris_train.data.speed import measure
     from cris_train.data.splits import open_split
     from cris_train.data.target import TargetSampling
     from cris_train.model import CrisConfig
+    from cris_train.synthetic.photographs import write_photographs
 
     with tempfile.TemporaryDirectory() as folder:
         root, images, split, split_by = args.data, args.images, args.split, args.split_by

@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def run() -> int:
-        from cris_train.data.scenes_to_refer import write_scenes
+        from cris_train.synthetic.refer_files import write_scenes
 
         counts = {"train": args.train, "val": args.val}
         write_scenes(args.output, counts, args.seed, workers=args.workers)

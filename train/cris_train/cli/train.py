@@ -30,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def run() -> int:
         from tqdm import tqdm
 
-        from cris_train.config import read_config
-        from cris_train.loop import train
+        from cris_train.run.loop import train
+        from cris_train.run.recipe import read_config
 
         def report(line: str) -> None:
             tqdm.write(line)  # above the progress bar

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cris_deploy import image as images
+from cris_deploy.pixels import image as images
 
 
 @dataclass(frozen=True)

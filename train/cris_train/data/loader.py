@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 from cris_deploy.errors import DataError, InputError
 from cris_train.data.batch import Batch, PackedBatch
 from cris_train.data.dataset import ReferData
+from cris_train.data.feed import FeedPlan
 from cris_train.data.pictures import require_pictures
-from cris_train.data.plan import FeedPlan
 from cris_train.data.rows import Gather, Part, Place, Ring, Row, Rows, generator, one_cv2_thread
 
 # Batches that each worker prepares ahead.

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from cris_deploy.errors import CrisError, DataError, ImageError
 from cris_train.data.batch import PackedBatch, Sample, pack
 from cris_train.data.dataset import ReferData
-from cris_train.data.plan import Draw, FeedPlan
+from cris_train.data.feed import Draw, FeedPlan
 
 # So many unusable pictures in a row are not a few broken ones but a folder that is not there.
 MOST_BROKEN_IN_A_ROW = 20

@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cris_deploy import image as images
 from cris_deploy.errors import InputError
+from cris_deploy.pixels import image as images
 from cris_train.data.batch import PackedBatch, Sample, pack
 from cris_train.data.dataset import ReferData, read_picture
+from cris_train.data.feed import Draw, FeedPlan
 from cris_train.data.loader import Feed
-from cris_train.data.plan import Draw, FeedPlan
 from cris_train.data.rows import one_cv2_thread
 from cris_train.data.target import mask_target
 

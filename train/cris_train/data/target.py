@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from cris_deploy import image as images
+from cris_deploy.pixels import image as images
 
 # The mask step calls a pixel the object's above this probability; at an object's edge, where a
 # cell is half covered, a soft target takes this value: 0.5 ** EDGE_POWER = THRESHOLD.

@@ -1,0 +1,1 @@
+"""Who takes part: this engine, PyTorch, plain exports in the usual runtimes."""

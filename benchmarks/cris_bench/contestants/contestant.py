@@ -1,0 +1,58 @@
+"""Who takes part, as the scopes see it: a name, and a network that can be bound to its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from cris_bench.record.schema import Role
+from cris_deploy.execution.backends import Device
+
+# The paper and the reference cut probabilities here.
+THRESHOLD = 0.35
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A contestant as the record names it.
+
+    Attributes:
+        name: Such as "openvino int8-bf16".
+        role: Of the contestant.
+        device: Where it runs.
+        compute: Arithmetic it runs in.
+        bundle: The bundle it runs, by its name in the record; None for those without one.
+    """
+
+    name: str
+    role: Role
+    device: Device
+    compute: str
+    bundle: str | None = None
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A network with its inputs where it wants them.
+
+    Attributes:
+        run: One pass; returns when it is done.
+        logits: One pass, and its logits (n, 1, S/4, S/4) on the host.
+    """
+
+    run: Callable[[], object]
+    logits: Callable[[], NDArray[Any]]
+
+
+class Network(Protocol):
+    """What takes part in scope NETWORK."""
+
+    @property
+    def identity(self) -> Identity:
+        """Who it is."""
+
+    def bind(self, image: NDArray[Any], tokens: NDArray[Any]) -> Bound:
+        """Take an image (B, 3, S, S) float32 and tokens (n, L) int64; n is B, or B is 1."""

@@ -1,0 +1,237 @@
+"""This project's engine as a contestant: every installed backend in every arithmetic."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from threading import local
+from types import ModuleType
+from typing import Any, Final
+from unittest import mock
+
+from numpy.typing import NDArray
+
+from cris_bench.contestants.contestant import Bound, Identity
+from cris_bench.record.schema import Absent, Role
+from cris_deploy.bundle.manifest import GraphName
+from cris_deploy.bundle.reading import Bundle
+from cris_deploy.engine import Engine
+from cris_deploy.errors import BackendError
+from cris_deploy.execution.backends import BackendName, Compute, Device, Graph, load_graphs, status
+from cris_deploy.pixels import image as images
+from cris_deploy.pixels import mask as masks
+from cris_deploy.pixels.image import Pixels
+
+STAGES: Final = (GraphName.IMAGE_ENCODER, GraphName.TEXT_ENCODER, GraphName.MASK_DECODER)
+# What an engine does to pixels, by the names under which it calls it.
+_IMAGE_STEPS: Final[tuple[tuple[ModuleType, str], ...]] = (
+    (images, "letterbox"),
+    (images, "normalise"),
+    (masks, "upsample_masks"),
+)
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to run a bundle that this installation has.
+
+    Attributes:
+        bundle: The bundle's name in the record.
+        path: Its folder.
+        backend: Runtime.
+        device: Where.
+        compute: Arithmetic.
+        graphs: Whether a GPU's work is captured in CUDA graphs.
+    """
+
+    bundle: str
+    path: Path
+    backend: BackendName
+    device: Device
+    compute: Compute
+    graphs: bool = True
+
+    @property
+    def name(self) -> str:
+        """The contestant's name in the record."""
+        return f"{self.backend} {self.compute}{'' if self.graphs else ', no graphs'}"
+
+    @property
+    def identity(self) -> Identity:
+        """Who it is in the record."""
+        return Identity(self.name, Role.ENGINE, self.device, self.compute.value, self.bundle)
+
+    def open(self, threads: int | None, streams: int = 1) -> Engine:
+        """Load the bundle this way; it was verified when it was opened first."""
+        return Engine(
+            self.path,
+            backend=self.backend,
+            device=self.device,
+            precision=self.compute,
+            threads=threads,
+            streams=streams,
+            cuda_graphs=self.graphs,
+            verify=False,
+        )
+
+
+class Ours:
+    """One engine, its stages clocked on a CPU.
+
+    Args:
+        way: What is loaded.
+        threads: CPU threads; None for all.
+    """
+
+    def __init__(self, way: Way, threads: int | None) -> None:
+        self.way = way
+        self.engine = way.open(threads)
+        self.identity = way.identity
+        # No public face hands out an engine's graphs, and a second set of them would be another
+        # contestant: other memory, other caches.
+        self._graphs: Mapping[GraphName, Graph] = self.engine._stages()
+        self._clocks: dict[GraphName, ClockedGraph] = {}
+        if way.device is Device.CPU:
+            self._clocks = {name: ClockedGraph(graph) for name, graph in self._graphs.items()}
+            self.engine._graphs = dict(self._clocks)
+            self._graphs = self._clocks
+
+    def bind(self, image: NDArray[Any], tokens: NDArray[Any]) -> Bound:
+        """Bind; see `Network`."""
+        if self.way.device is Device.CUDA:
+            from cris_bench.contestants.cuda import bind
+
+            return bind(self._graphs, image, tokens)
+
+        def run() -> NDArray[Any]:
+            features = self._graphs[GraphName.IMAGE_ENCODER].run({"image": image})
+            text = self._graphs[GraphName.TEXT_ENCODER].run({"tokens": tokens})
+            decoder = self._graphs[GraphName.MASK_DECODER]
+            logits: NDArray[Any] = decoder.run({**features, **text})["logits"]
+            return logits
+
+        return Bound(run, run)
+
+    def stage_seconds(self) -> dict[GraphName, float]:
+        """How long each stage's last run in this thread took; empty on a GPU."""
+        return {name: clock.last for name, clock in self._clocks.items()}
+
+    def overhead(self, rgb: Pixels, expression: str) -> float:
+        """Seconds that `Engine.segment` takes beyond its stages' runs and its image steps.
+
+        These are letterbox, normalisation and mask step. All are clocked inside of the one call:
+        what they take by themselves depends on what the caches hold.
+        """
+        steps: list[float] = []
+        with ExitStack() as stack:
+            for module, name in _IMAGE_STEPS:
+                clocked = _clocked(getattr(module, name), steps)
+                stack.enter_context(mock.patch.object(module, name, clocked))
+            start = time.perf_counter()
+            self.engine.segment(rgb, expression)
+            whole = time.perf_counter() - start
+        if len(steps) != len(_IMAGE_STEPS):
+            raise RuntimeError(f"Engine.segment made {len(steps)} image steps")
+        return whole - sum(self.stage_seconds().values()) - sum(steps)
+
+    def close(self) -> None:
+        """Release the engine."""
+        self.engine.close()
+
+
+class ClockedGraph:
+    """A graph that remembers how long its last run took, for each thread."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._memory = local()
+
+    @property
+    def last(self) -> float:
+        """Seconds of this thread's last run."""
+        return float(self._memory.seconds)
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run; see `backends.Graph`."""
+        start = time.perf_counter()
+        outputs = self._graph.run(inputs)
+        self._memory.seconds = time.perf_counter() - start
+        return outputs
+
+
+def _clocked(step: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:
+    def run(*arguments: Any, **named: Any) -> Any:
+        start = time.perf_counter()
+        result = step(*arguments, **named)
+        seconds.append(time.perf_counter() - start)
+        return result
+
+    return run
+
+
+def find_ways(
+    bundles: Mapping[str, Path],
+    device: Device,
+    backends: Sequence[BackendName],
+    computes: Mapping[str, Sequence[Compute]],
+    *,
+    strict: bool,
+) -> tuple[list[Way], list[Absent]]:
+    """Find out what can run the bundles here, and what is not installed.
+
+    Args:
+        bundles: Name -> folder, already verified.
+        device: Where.
+        backends: Those that must be had; empty for all that can.
+        computes: Name of a bundle -> arithmetic to run it in.
+        strict: Whether each arithmetic was asked for and must be had from some backend.
+
+    Raises:
+        BackendError: what was asked for cannot be had, or nothing can.
+        BundleError: a bundle is damaged.
+    """
+    opened = {name: Bundle.open(path, verify=False) for name, path in bundles.items()}
+    ways: list[Way] = []
+    refusals: dict[Compute, BackendError] = {}
+    for backend in backends or _usable(device):
+        before, refusal = len(ways), None
+        for name, bundle in opened.items():
+            for compute in computes[name]:
+                try:
+                    load_graphs(bundle, (), backend, device, compute)  # asks, and loads nothing
+                except BackendError as error:
+                    refusal = refusals[compute] = error
+                else:
+                    ways += [
+                        Way(name, bundle.path, backend, device, compute, graphs)
+                        for graphs in ((True, False) if device is Device.CUDA else (True,))
+                    ]
+        if backends and len(ways) == before and refusal is not None:
+            raise refusal
+    had = {way.compute for way in ways}
+    for compute, refusal in refusals.items():
+        if strict and compute not in had:
+            raise refusal
+    if not ways:
+        raise BackendError(
+            f"no backend here can compute on {device}: run pip install "
+            f"'cris-deploy[{'cpu,openvino' if device is Device.CPU else 'tensorrt'}]'"
+        )
+    ways.sort(key=lambda way: list(bundles).index(way.bundle))
+    return ways, [] if backends else list(_absent(device))
+
+
+def _usable(device: Device) -> list[BackendName]:
+    return [name for name in BackendName if device in status(name).devices]
+
+
+def _absent(device: Device) -> Iterator[Absent]:
+    for name in BackendName:
+        found = status(name)
+        if found.version is None:
+            yield Absent(name.value, found.install)
+        elif device is Device.CUDA and device not in found.devices and found.problem is not None:
+            yield Absent(f"{name} ({found.problem})", found.install)

@@ -1,0 +1,182 @@
+"""PyTorch eager, which everything is compared with, and what else PyTorch can do by itself."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from cris_bench.contestants.contestant import THRESHOLD, Bound, Identity
+from cris_bench.record.schema import Role
+from cris_deploy.errors import BackendError
+from cris_deploy.execution.backends import Compute, Device
+from cris_deploy.pixels import image as images
+from cris_deploy.pixels.image import Letterbox, Pixels
+from cris_deploy.words.tokenizer import Tokenizer
+from cris_train.model import Cris
+
+EAGER = "PyTorch eager fp32"
+_WANTS_COMPILER = "torch.compile wants a C++ compiler (apt install g++)"
+
+
+class Eager:
+    """The model as it was trained, on one device, float32.
+
+    Args:
+        model: In evaluation mode, on `device`.
+        tokenizer: CLIP's, with the model's word length; None where only the network is run.
+        device: Where it runs.
+    """
+
+    def __init__(self, model: Cris, tokenizer: Tokenizer | None, device: Device) -> None:
+        self.identity = Identity(EAGER, Role.BASELINE, device, Compute.FP32.value)
+        self._model = model
+        self._tokenizer = tokenizer
+
+    def bind(self, image: NDArray[Any], tokens: NDArray[Any]) -> Bound:
+        """Bind; see `Network`."""
+        return _bind(self._model, self.identity.device, image, tokens)
+
+    def segment(self, rgb: Pixels, expression: str) -> NDArray[np.bool_]:
+        """From a decoded image (H, W, 3) to its mask (H, W), by the reference's own steps."""
+        height, width = rgb.shape[:2]
+        assert self._tokenizer is not None
+        size = self._model.config.input_size
+        where = self.identity.device.value
+        square = torch.from_numpy(images.letterbox(rgb, size).transpose(2, 0, 1))  # HWC -> CHW
+        mean = torch.tensor(images.MEAN).reshape(3, 1, 1)
+        std = torch.tensor(images.STD).reshape(3, 1, 1)
+        pixels = square.float().div_(255.0).sub_(mean).div_(std)[None]  # (1, 3, S, S)
+        tokens = torch.from_numpy(self._tokenizer.encode([expression]).tokens)
+        with torch.inference_mode():
+            logits = self._model(pixels.to(where), tokens.to(where))
+            values = functional.interpolate(
+                torch.sigmoid(logits), (size, size), mode="bicubic", align_corners=True
+            )
+        whole = cv2.warpAffine(
+            values[0, 0].cpu().numpy(),
+            Letterbox(height, width, size).inverse,
+            (width, height),
+            flags=cv2.INTER_CUBIC,
+            borderValue=0.0,
+        )
+        return np.asarray(whole > THRESHOLD)
+
+    def segment_file(self, data: bytes, expression: str) -> NDArray[np.bool_]:
+        """As `segment`, from a file's bytes."""
+        bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        return self.segment(np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)), expression)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Another way to run the same model in PyTorch.
+
+    Attributes:
+        name: Of the contestant.
+        compute: Arithmetic.
+        autocast: Type that PyTorch casts inputs of products to; None for no autocast.
+        half: Whether the weights are float16.
+        channels_last: Whether pictures lie in memory as (n, h, w, C).
+        mode: Of torch.compile; None to run eagerly.
+    """
+
+    name: str
+    compute: Compute
+    autocast: torch.dtype | None = None
+    half: bool = False
+    channels_last: bool = False
+    mode: str | None = None
+
+
+COMPILED = Variant("torch.compile fp32", Compute.FP32, mode="default")
+# What a GPU's users would try before they export anything.
+ON_CUDA = (
+    Variant("PyTorch autocast fp16", Compute.FP16, autocast=torch.float16),
+    Variant("PyTorch eager fp16, channels last", Compute.FP16, half=True, channels_last=True),
+    Variant(
+        "torch.compile fp16, max-autotune",
+        Compute.FP16,
+        half=True,
+        channels_last=True,
+        mode="max-autotune",
+    ),
+)
+
+
+class Peer:
+    """A variant, for one shape at a time if it is compiled.
+
+    Args:
+        model: In evaluation mode, float32, on `device`; it stays as it is.
+        variant: How it is run.
+        device: Where.
+    """
+
+    def __init__(self, model: Cris, variant: Variant, device: Device) -> None:
+        self.identity = Identity(variant.name, Role.PEER, device, variant.compute.value)
+        self._variant = variant
+        if variant.half or variant.channels_last:
+            model = copy.deepcopy(model)
+        if variant.half:
+            model = model.half()
+        if variant.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        self._model: Callable[..., torch.Tensor] = model
+        if variant.mode is not None:
+            self._model = torch.compile(model, dynamic=False, mode=variant.mode)
+
+    def bind(self, image: NDArray[Any], tokens: NDArray[Any]) -> Bound:
+        """Run once, which compiles what is to be compiled (minutes at full size); see `Network`.
+
+        Raises:
+            BackendError: it cannot be compiled, or not run in its types.
+        """
+        bound = _bind(self._forward, self.identity.device, image, tokens)
+        try:
+            bound.run()
+        except Exception as error:  # PyTorch's errors share no base class
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            remedy = (
+                "it cannot run in these types" if self._variant.mode is None else _WANTS_COMPILER
+            )
+            raise BackendError(
+                f"{self.identity.name} failed ({first}): {remedy}; --no-peers leaves it out"
+            ) from error
+        return bound
+
+    def _forward(self, image: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        variant = self._variant
+        if variant.half:
+            image = image.half()
+        if variant.channels_last:
+            image = image.to(memory_format=torch.channels_last)
+        if variant.autocast is None:
+            return self._model(image, tokens).float()
+        with torch.autocast(image.device.type, variant.autocast):
+            return self._model(image, tokens).float()
+
+
+def _bind(
+    model: Callable[..., torch.Tensor], device: Device, image: NDArray[Any], tokens: NDArray[Any]
+) -> Bound:
+    tensors = tuple(torch.from_numpy(array).to(device.value) for array in (image, tokens))
+
+    def forward() -> torch.Tensor:
+        with torch.inference_mode():
+            return model(*tensors)
+
+    if device is Device.CPU:
+        return Bound(forward, lambda: forward().numpy())
+    from cris_bench.contestants.cuda import clocked
+
+    return Bound(
+        lambda: clocked(forward, torch.cuda.current_stream()), lambda: forward().cpu().numpy()
+    )

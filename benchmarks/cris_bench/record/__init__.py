@@ -1,0 +1,1 @@
+"""A run as plain data: what was measured, and on what."""

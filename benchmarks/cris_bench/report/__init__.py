@@ -1,0 +1,1 @@
+"""Records to read: tables, documents, plots, comparisons."""

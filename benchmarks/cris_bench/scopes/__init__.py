@@ -1,0 +1,1 @@
+"""What is timed, and how: stages, whole calls, clients, memory, kernels."""

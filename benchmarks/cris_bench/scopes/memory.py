@@ -1,0 +1,127 @@
+"""Each contestant alone in a process of its own: memory, loading and the first call."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from cris_bench.contestants.contestant import Identity
+from cris_bench.record.schema import Memory, Role, Row, Scope
+from cris_bench.scopes.child import Report, Task
+from cris_bench.scopes.timing import Timing, paired_ratio
+from cris_deploy.errors import BackendError
+
+REPEATS: Final = 3
+"""Processes for each contestant, made in turn as in every race."""
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A contestant that is to be alone.
+
+    Attributes:
+        identity: For the record.
+        task: What its process does.
+        weights_bytes: Size of its weights as they are stored.
+    """
+
+    identity: Identity
+    task: Task
+    weights_bytes: int
+
+
+def measure_alone(
+    contestants: Sequence[Alone], scopes: Sequence[Scope], tick: Callable[[], object]
+) -> tuple[list[Row], list[Memory]]:
+    """Load and run each in processes of its own; the largest peak counts.
+
+    Args:
+        contestants: The baseline first.
+        scopes: LOAD, FIRST_CALL or both: which rows to give.
+        tick: Called after every process.
+
+    Raises:
+        BackendError: a process failed.
+    """
+    reports: dict[str, list[Report]] = {one.identity.name: [] for one in contestants}
+    for _ in range(REPEATS):
+        for one in contestants:
+            reports[one.identity.name].append(_run(one))
+            tick()
+    times: dict[Scope, Mapping[str, Timing]] = {
+        Scope.LOAD: {
+            name: Timing(name, tuple(report.load for report in found))
+            for name, found in reports.items()
+        },
+        Scope.FIRST_CALL: {
+            name: Timing(name, tuple(report.first_call for report in found))
+            for name, found in reports.items()
+        },
+    }
+    rows = [
+        _row(scope, one.identity, times[scope], contestants)
+        for scope in times
+        if scope in scopes
+        for one in contestants
+    ]
+    memory = [_memory(one, reports[one.identity.name]) for one in contestants]
+    return rows, memory
+
+
+def _row(
+    scope: Scope, who: Identity, times: Mapping[str, Timing], contestants: Sequence[Alone]
+) -> Row:
+    first = contestants[0].identity
+    ratio = None
+    if first.role is Role.BASELINE:
+        ratio = paired_ratio(times[first.name], times[who.name])
+    return Row(
+        scope=scope,
+        name=who.name,
+        role=who.role,
+        device=who.device.value,
+        compute=who.compute,
+        batch=1,
+        expressions=1,
+        masks=1,
+        seconds=times[who.name].seconds,
+        ratio=ratio,
+        bundle=who.bundle,
+        note="image to mask; others their network alone"
+        if scope is Scope.FIRST_CALL and who.role is Role.ENGINE
+        else "",
+    )
+
+
+def _memory(one: Alone, reports: Sequence[Report]) -> Memory:
+    taken = [r.device_peak_bytes for r in reports if r.device_peak_bytes is not None]
+    return Memory(
+        name=one.identity.name,
+        host_peak_bytes=max(report.peak_bytes for report in reports),
+        host_weights_bytes=one.weights_bytes,
+        device_peak_bytes=max(taken) if taken else None,
+    )
+
+
+def _run(one: Alone) -> Report:
+    # Its packages are ours, wherever this process found them.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    task = dataclasses.replace(one.task, started=time.monotonic())
+    done = subprocess.run(
+        [sys.executable, "-m", "cris_bench.scopes.child", json.dumps(dataclasses.asdict(task))],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
+        raise BackendError(f"{one.identity.name} failed in a process of its own: {last}")
+    return Report(**json.loads(done.stdout.splitlines()[-1]))

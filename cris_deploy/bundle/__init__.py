@@ -1,0 +1,1 @@
+"""The bundle on disk: manifest, graphs, weights, plans; nothing is used unverified."""

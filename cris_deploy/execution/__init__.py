@@ -1,0 +1,1 @@
+"""From letterboxed images and tokens to masks: executors, backends, batches, caches."""

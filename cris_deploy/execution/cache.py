@@ -1,0 +1,102 @@
+"""A bounded cache for many threads that computes a missing value once, and a key for images."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from threading import Lock
+from typing import Final, Generic, TypeVar
+
+import numpy as np
+
+from cris_deploy.pixels.image import Pixels
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+# Of every so many rows and columns one goes into a hash.
+_STEP: Final = 16
+
+
+class PixelKey:
+    """An image as a key: hashed by a sample of its pixels, compared by all of them.
+
+    Hashing all takes twenty times as long as a sample, and what is equal is compared anyway. The
+    pixels are not copied: they must not change.
+    """
+
+    __slots__ = ("_hash", "_pixels")
+
+    def __init__(self, pixels: Pixels) -> None:
+        self._pixels = pixels
+        self._hash = hash(pixels[::_STEP, ::_STEP].tobytes())
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PixelKey) and np.array_equal(self._pixels, other._pixels)
+
+
+class LruCache(Generic[K, V]):
+    """Keeps the `size` values used last; with size 0 it keeps nothing."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._lock = Lock()
+        self._values: OrderedDict[K, V] = OrderedDict()
+        self._computing: dict[K, Lock] = {}
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def get(self, key: K) -> V | None:
+        """Look up a value, which then counts as used."""
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+            return self._values.get(key)
+
+    def put(self, key: K, value: V) -> None:
+        """Store a value; the one unused for longest goes when there are too many."""
+        with self._lock:
+            self._store(key, value)
+
+    def get_or_compute(self, key: K, compute: Callable[[], V]) -> V:
+        """Look up a value or compute it; threads that ask meanwhile wait for that result.
+
+        An error reaches the thread that computed; those that waited then try themselves.
+        """
+        if not self._size:
+            return compute()
+        while True:
+            with self._lock:
+                if key in self._values:
+                    self._values.move_to_end(key)
+                    return self._values[key]
+                computing = self._computing.get(key)
+                if computing is None:
+                    mine = self._computing[key] = Lock()
+                    mine.acquire()
+                    break
+            with computing:  # free when the value is there, or could not be had
+                pass
+        try:
+            value = compute()
+            with self._lock:
+                self._store(key, value)
+        finally:
+            with self._lock:
+                del self._computing[key]
+            mine.release()
+        return value
+
+    def clear(self) -> None:
+        """Forget all values."""
+        with self._lock:
+            self._values.clear()
+
+    def _store(self, key: K, value: V) -> None:
+        self._values[key] = value
+        self._values.move_to_end(key)
+        while len(self._values) > self._size:
+            self._values.popitem(last=False)

@@ -1,0 +1,146 @@
+"""Batches across images, with files decoded in threads beside the network."""
+
+import os
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from cris_deploy.errors import BackendError, CrisError, ExpressionError, InputError
+from cris_deploy.pixels.image import ImageInput
+from cris_deploy.results.segmentation import Segmentation
+
+if TYPE_CHECKING:
+    from cris_deploy.engine import Engine, Picture, Prompt
+
+MOST_DECODERS: Final = 4
+"""Threads that decode unless another number is asked for; fewer where there are fewer cores."""
+
+_FileState: TypeAlias = tuple[str, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """A pair that was drawn; its picture may still be decoded."""
+
+    picture: "Future[Picture]"
+    prompt: "Prompt"
+
+
+def segment_pairs(
+    engine: "Engine", pairs: Iterator[object], batch_size: int, threads: int | None
+) -> Generator[Segmentation | CrisError, None, None]:
+    """Give one item per pair, in their order: its segmentation, or what is wrong with this pair.
+
+    What concerns no pair is raised: an error of `pairs` itself, after the items of all pairs that
+    came before it, or a closed engine. The threads end with the iterator.
+    """
+    cores = len(os.sched_getaffinity(0))
+    pool = ThreadPoolExecutor(threads or min(cores, MOST_DECODERS), "cris-decode")
+    drawer = _Drawer(engine, pool)
+    ahead: deque[_Drawn | CrisError] = deque()
+    ended: Exception | None = None
+    drawing = True
+    try:
+        while True:
+            # While the network runs a batch, the threads decode the next one.
+            while drawing and len(ahead) < 2 * batch_size:
+                try:
+                    pair = next(pairs)
+                except StopIteration:
+                    drawing = False
+                except Exception as error:
+                    drawing, ended = False, error
+                else:
+                    ahead.append(drawer.draw(pair))
+            if not ahead:
+                break
+            batch = [ahead.popleft() for _ in range(min(batch_size, len(ahead)))]
+            yield from _run_batch(engine, batch)
+        if ended is not None:
+            raise ended
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _run_batch(
+    engine: "Engine", batch: list[_Drawn | CrisError]
+) -> Iterator[Segmentation | CrisError]:
+    results: list[CrisError | None] = []
+    pictures: list[Picture] = []
+    prompts: list[Prompt] = []
+    for drawn in batch:
+        try:
+            if isinstance(drawn, CrisError):
+                raise drawn
+            pictures.append(drawn.picture.result())
+        except CrisError as error:
+            results.append(error)
+        else:
+            prompts.append(drawn.prompt)
+            results.append(None)
+    segmentations: Iterator[Segmentation | CrisError] = iter(())
+    if pictures:
+        try:
+            scenes = engine.encode_pictures(pictures)
+            segmentations = iter(engine.decode_masks(scenes, prompts))
+        except BackendError as error:
+            segmentations = iter([error] * len(pictures))
+    for result in results:
+        yield next(segmentations) if result is None else result
+
+
+class _Drawer:
+    """Takes from a pair, at once, what may change when the next one is drawn.
+
+    Pixels are letterboxed: that costs the same for all sizes, where a copy of a 4K frame takes
+    25 MB. Files and their bytes are decoded by the pool; a file that comes again at once is not
+    decoded again.
+    """
+
+    def __init__(self, engine: "Engine", pool: ThreadPoolExecutor) -> None:
+        self._engine = engine
+        self._pool = pool
+        self._last: tuple[_FileState, Future[Picture]] | None = None
+
+    def draw(self, pair: Any) -> _Drawn | CrisError:
+        """Take a pair, or say what is wrong with it."""
+        try:
+            try:
+                image, expression = pair
+            except (TypeError, ValueError):
+                raise InputError(
+                    f"pairs gave a {type(pair).__name__}: give (image, expression) tuples"
+                ) from None
+            if not isinstance(expression, str):
+                raise ExpressionError(
+                    f"expression is a {type(expression).__name__}: give one string per pair"
+                )
+            prompt = self._engine.read_expressions(expression)[0]
+            return _Drawn(self._picture(image), prompt)
+        except CrisError as error:
+            return error
+
+    def _picture(self, image: ImageInput) -> "Future[Picture]":
+        if isinstance(image, (bytes, bytearray, memoryview)):
+            return self._pool.submit(self._engine.prepare, bytes(image))
+        if not isinstance(image, (str, os.PathLike)):
+            ready: Future[Picture] = Future()
+            ready.set_result(self._engine.prepare(image))
+            return ready
+        state = _file_state(image)
+        if state is not None and self._last is not None and self._last[0] == state:
+            return self._last[1]
+        decoding = self._pool.submit(self._engine.prepare, image)
+        self._last = None if state is None else (state, decoding)
+        return decoding
+
+
+def _file_state(image: str | os.PathLike[str]) -> _FileState | None:
+    try:
+        status = Path(image).stat()
+    except (OSError, ValueError):
+        return None  # reading it will say what is wrong
+    return str(image), status.st_ino, status.st_mtime_ns, status.st_size

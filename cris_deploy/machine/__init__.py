@@ -1,0 +1,1 @@
+"""What is here: processor, GPUs, versions of packages."""

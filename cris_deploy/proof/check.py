@@ -1,0 +1,357 @@
+"""A bundle's own test: its samples, run by what will serve, against FP32 PyTorch's answers.
+
+The answers lie in the bundle, so this needs neither PyTorch nor the checkpoint. Four questions:
+
+    end to end   does an engine with this backend give masks and logits, and does the full graph?
+    by stage     given PyTorch's own features, does each stage give PyTorch's outputs?
+    whose fault  how far do the logits move if one stage's outputs replace PyTorch's?
+    which layer  are the weights those that were exported?
+
+How good is good enough lies in `gate.py`.
+"""
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cris_deploy.arguments import fraction_or_none, shown
+from cris_deploy.bundle.arrays import read_arrays
+from cris_deploy.bundle.fingerprints import ChangedWeight, changed_weights
+from cris_deploy.bundle.manifest import (
+    GraphName,
+    Precision,
+    Proof,
+    Route,
+    RouteParity,
+    Sample,
+    StageParity,
+    TensorSpec,
+)
+from cris_deploy.bundle.reading import Bundle
+from cris_deploy.engine import Engine
+from cris_deploy.errors import BackendError, BundleError, InputError
+from cris_deploy.execution.backends import AUTO, Choice, Device, Graph, close_graphs, load_graphs
+from cris_deploy.machine.cpu import this_cpu
+from cris_deploy.pixels import image as images
+from cris_deploy.pixels.mask import Mask, mask_from_logits, overlap
+from cris_deploy.proof.deviation import Deviation, finite
+from cris_deploy.proof.gate import (
+    Bound,
+    SampleCheck,
+    budget_of,
+    check_logit_budget,
+    is_visible,
+    judge,
+    route_parities,
+    visible_share,
+)
+from cris_deploy.words.tokenizer import Tokenizer, TruncationWarning
+
+_Tensors: TypeAlias = dict[str, NDArray[Any]]
+
+_ENCODERS: Final = (GraphName.IMAGE_ENCODER, GraphName.TEXT_ENCODER)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """What one backend made of a bundle's samples.
+
+    `logit_budget` is that of `relative_error` in each sample, `visible_share` the share of
+    samples whose mask in FP32 PyTorch is neither empty nor full. `unproved` says what could not be
+    run, and why; `missed` which bound was missed, if any, and `problem` by what. `changed` are the
+    weights that are not what was exported. `choice.reason` says why this backend was taken.
+    """
+
+    bundle: Path
+    precision: Precision
+    choice: Choice
+    min_iou: float
+    logit_budget: float
+    visible_share: float
+    samples: tuple[SampleCheck, ...]
+    routes: tuple[RouteParity, ...]
+    stages: tuple[StageParity, ...]
+    unproved: tuple[str, ...]
+    changed: tuple[ChangedWeight, ...]
+    missed: Bound | None
+    problem: str | None
+
+    @property
+    def passed(self) -> bool:
+        """True if nothing failed."""
+        return self.problem is None
+
+    def proof(self, required: bool) -> Proof:
+        """Give the manifest's record of this report."""
+        return Proof(
+            backend=self.choice.backend.value,
+            version=self.choice.version,
+            device=self.choice.device.value,
+            compute=self.choice.compute.value,
+            required=required,
+            routes=self.routes,
+            stages=self.stages,
+            problem=self.problem,
+            logit_budget=self.logit_budget,
+            instructions=this_cpu().instructions if self.choice.device is Device.CPU else None,
+        )
+
+
+def check(
+    bundle: str | Path,
+    *,
+    backend: str = AUTO,
+    device: str = AUTO,
+    precision: str = AUTO,
+    min_iou: float | None = None,
+    max_logit_error: float | None = None,
+    verify: bool = True,
+    step: Callable[[str], None] = lambda _: None,
+) -> CheckReport:
+    """Run a bundle's samples and compare them with FP32 PyTorch's answers.
+
+    Args:
+        bundle: The directory cris-export wrote.
+        backend: As `Engine` takes it.
+        device: As `Engine` takes it.
+        precision: As `Engine` takes it.
+        min_iou: Least mean mask IoU, 0 to 1; None for the budget the bundle was exported with.
+        max_logit_error: Largest error of a sample's logits (root mean square), relative to the
+            standard deviation that they have in FP32 PyTorch; None for the budget that the bundle
+            was exported with in the arithmetic that runs, or this version's. In float32 each
+            stage's outputs are held to it as well, relative to their size.
+        verify: Off skips the files' hashes, and those of single weights unless something is wrong.
+        step: Called with a short line before the samples are run, for progress.
+
+    Raises:
+        InputError: an argument is unusable.
+        BundleError: the bundle is damaged, or has no samples.
+        BackendError: the backend cannot be had here, or failed.
+    """
+    if not callable(step):
+        raise InputError(f"step is {shown(step)}: give a function that takes a line of text")
+    min_iou = fraction_or_none("min_iou", min_iou, "the budget it was exported with")
+    check_logit_budget(max_logit_error)
+    opened = Bundle.open(bundle, verify)
+    references = _read_references(opened)
+    unproved = []
+    with Engine(opened, backend=backend, device=device, precision=precision, cache=False) as engine:
+        choice = engine.info.choice
+        step(f"running {len(references)} samples with {choice.backend} on {choice.place}")
+        samples = _by_stages(engine, references)
+        stages = _prove_stages(opened, engine, references)
+    if not stages:
+        unproved.append(
+            "stages one by one: the bundle holds no features of PyTorch's: export again"
+        )
+    try:
+        graphs, _ = load_graphs(
+            opened, [GraphName.FULL], choice.backend, choice.place, choice.compute
+        )
+    except BackendError as error:
+        # Engines go by the stages: without the full graph this backend serves all the same.
+        unproved.append(f"full graph: {error}")
+    else:
+        # Two at a time, so that the batch axis is used. A plan may be made for one, and a GPU
+        # captures every batch size anew.
+        batch = 2 if choice.device is Device.CPU else 1
+        try:
+            samples += _by_full_graph(opened, graphs[GraphName.FULL], references, batch)
+        finally:
+            close_graphs(graphs.values())
+    budget = budget_of(opened.manifest, choice.compute, min_iou, max_logit_error)
+    routes = route_parities(samples)
+    miss = judge(samples, routes, stages, budget)
+    changed = _changed_weights(opened, routes) if verify or miss is not None else ()
+    if changed:
+        miss = judge(samples, routes, stages, budget, changed)
+    return CheckReport(
+        bundle=opened.path,
+        precision=opened.manifest.precision,
+        choice=choice,
+        min_iou=budget.min_iou,
+        logit_budget=budget.logit_error,
+        visible_share=visible_share(samples),
+        samples=tuple(samples),
+        routes=routes,
+        stages=stages,
+        unproved=tuple(unproved),
+        changed=changed,
+        missed=None if miss is None else miss.bound,
+        problem=None if miss is None else miss.text,
+    )
+
+
+def _changed_weights(bundle: Bundle, routes: Sequence[RouteParity]) -> tuple[ChangedWeight, ...]:
+    """Look at the weights of the graphs that ran."""
+    whole = any(route.route is Route.FULL for route in routes)
+    files = {name: graph.file for name, graph in bundle.manifest.graphs.items()}
+    recorded = {
+        name: weights
+        for name, weights in bundle.manifest.weights.items()
+        if whole or name is not GraphName.FULL
+    }
+    return changed_weights(bundle.path, files, recorded)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Reference:
+    """A sample with FP32 PyTorch's answer, and its features if the bundle holds them."""
+
+    sample: Sample
+    path: Path
+    logits: NDArray[np.float32]
+    mask: Mask
+    visible: bool
+    scene: _Tensors | None
+    text: _Tensors | None
+
+    def compare(self, route: Route, mask: Mask, logits: NDArray[np.float32]) -> SampleCheck:
+        # Over their deviation, not their size: where all logits are about -5, an error of one in
+        # five is no small one.
+        spread = self.logits - self.logits.mean(dtype=np.float64)
+        error = Deviation.of(logits, self.logits, scale=spread)
+        return SampleCheck(
+            route,
+            self.path.name,
+            self.sample.expression,
+            overlap(mask, self.mask).iou,
+            finite(error.largest),
+            finite(error.relative),
+            float(self.mask.mean()),
+            self.visible,
+        )
+
+
+def _read_references(bundle: Bundle) -> list[_Reference]:
+    model = bundle.manifest.model
+    if not bundle.manifest.samples:
+        raise BundleError(f"bundle {bundle.path} has no samples to check with: export it again")
+    scene_specs, text_specs = (bundle.manifest.graphs[name].outputs for name in _ENCODERS)
+    scenes: dict[str, _Tensors] = {}
+    references = []
+    for sample in bundle.manifest.samples:
+        if sample.scene is not None and sample.scene not in scenes:
+            scenes[sample.scene] = _read_features(bundle, sample.scene, scene_specs)
+        logits = bundle.sample_logits(sample)
+        mask = mask_from_logits(
+            logits, sample.height, sample.width, model.input_size, model.threshold
+        )
+        scene = None if sample.scene is None else scenes[sample.scene]
+        text = None if sample.text is None else _read_features(bundle, sample.text, text_specs)
+        path = bundle.sample_image(sample)
+        visible = is_visible(logits, mask, model.input_size, model.threshold)
+        references.append(_Reference(sample, path, logits, mask, visible, scene, text))
+    return references
+
+
+def _read_features(bundle: Bundle, name: str, specs: Iterable[TensorSpec]) -> _Tensors:
+    """Read a stage's outputs for one image or expression: first axis 1, no types of the graph."""
+    try:
+        shapes = {
+            spec.name: (1, *(size for size in spec.shape[1:] if isinstance(size, int)))
+            for spec in specs
+        }
+        return read_arrays(bundle.path / name, shapes)
+    except (OSError, ValueError) as error:
+        raise BundleError(
+            f"bundle {bundle.path}: {name} cannot be read ({error}): export it again"
+        ) from None
+
+
+def _by_stages(engine: Engine, references: Sequence[_Reference]) -> list[SampleCheck]:
+    """Every sample as a caller of the engine gets it."""
+    checks = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TruncationWarning)  # PyTorch saw the same beginning
+        for reference in references:
+            result = engine.segment(reference.path, reference.sample.expression)
+            checks.append(reference.compare(Route.STAGES, result.mask, result.logits))
+    return checks
+
+
+def _by_full_graph(
+    bundle: Bundle, graph: Graph, references: Sequence[_Reference], batch_size: int
+) -> list[SampleCheck]:
+    """Every sample by the full graph, so many at a time."""
+    model = bundle.manifest.model
+    tokenizer = Tokenizer.from_file(bundle.tokenizer, model.word_len)
+    checks = []
+    for start in range(0, len(references), batch_size):
+        chunk = references[start : start + batch_size]
+        squares = [images.letterbox(images.decode(r.path), model.input_size) for r in chunk]
+        batch = images.normalise_all(squares)
+        tokens = tokenizer.encode([r.sample.expression for r in chunk]).tokens
+        output = graph.run({"image": batch, "tokens": tokens})["logits"]
+        for reference, logits in zip(chunk, output[:, 0].astype(np.float32), strict=True):
+            height, width = reference.mask.shape
+            mask = mask_from_logits(logits, height, width, model.input_size, model.threshold)
+            checks.append(reference.compare(Route.FULL, mask, logits))
+    return checks
+
+
+def _prove_stages(
+    bundle: Bundle, engine: Engine, references: Sequence[_Reference]
+) -> tuple[StageParity, ...]:
+    """Each stage on FP32 PyTorch's inputs, for the samples that have them."""
+    graphs = engine._stages()  # those that serve: a second set would need the memory again
+    image_encoder, text_encoder = (graphs[name] for name in _ENCODERS)
+    mask_decoder = graphs[GraphName.MASK_DECODER]
+    inputs = bundle.manifest.graphs[GraphName.MASK_DECODER].inputs
+    types = {spec.name: np.dtype(spec.dtype.value) for spec in inputs}
+    scenes: dict[Path, _Tensors] = {}
+    own: dict[GraphName, list[Deviation]] = {}
+    effect: dict[GraphName, list[Deviation]] = {}
+
+    def decode(text: _Tensors, scene: _Tensors) -> NDArray[np.float32]:
+        with np.errstate(over="ignore"):  # what float16 cannot hold shows as infinity
+            typed = {name: value.astype(types[name]) for name, value in (text | scene).items()}
+        logits = mask_decoder.run(typed)["logits"]
+        return np.asarray(logits[0, 0], dtype=np.float32)
+
+    for reference in references:
+        if reference.scene is None or reference.text is None:
+            continue
+        if reference.path not in scenes:
+            pixels = images.normalise(engine.prepare(reference.path).square)
+            scenes[reference.path] = dict(image_encoder.run({"image": pixels[None]}))
+        scene = scenes[reference.path]
+        (prompt,) = engine.read_expressions([reference.sample.expression])
+        text = dict(text_encoder.run({"tokens": prompt.tokens[None]}))
+        alone = decode(reference.text, reference.scene)
+        decoder = Deviation.of(alone, reference.logits)
+        # All effects are on the logits and in one unit, so that the stages can be compared.
+        for stage, deviation, moved in (
+            (
+                GraphName.IMAGE_ENCODER,
+                _deviation(scene, reference.scene),
+                Deviation.of(decode(reference.text, scene), alone, scale=reference.logits),
+            ),
+            (
+                GraphName.TEXT_ENCODER,
+                _deviation(text, reference.text),
+                Deviation.of(decode(text, reference.scene), alone, scale=reference.logits),
+            ),
+            (GraphName.MASK_DECODER, decoder, decoder),
+        ):
+            own.setdefault(stage, []).append(deviation)
+            effect.setdefault(stage, []).append(moved)
+    return tuple(
+        StageParity(
+            stage,
+            finite(Deviation.worst(own[stage]).relative),
+            finite(Deviation.worst(own[stage]).largest),
+            finite(Deviation.worst(effect[stage]).relative),
+        )
+        for stage in own
+    )
+
+
+def _deviation(found: _Tensors, reference: _Tensors) -> Deviation:
+    """The worst of a stage's outputs."""
+    return Deviation.worst(Deviation.of(found[name], reference[name]) for name in reference)

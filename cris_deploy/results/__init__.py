@@ -1,0 +1,1 @@
+"""What a caller holds: masks, scenes, an engine's account of itself."""

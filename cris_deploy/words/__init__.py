@@ -1,0 +1,1 @@
+"""Expressions in: cleaning and tokens."""

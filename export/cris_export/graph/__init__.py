@@ -1,0 +1,1 @@
+"""The full CRIS graph: three stages, folded, traced to ONNX, with their weights."""

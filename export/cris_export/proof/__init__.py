@@ -1,0 +1,1 @@
+"""The parity gate of an export, and the samples it is held on."""

@@ -1,0 +1,198 @@
+"""Recipes: what is shipped, what can be overridden, and what is refused with which words."""
+
+from pathlib import Path
+
+import pytest
+
+from cris_deploy.errors import InputError
+from cris_train.cli.train import main
+from cris_train.data.feed import Draw
+from cris_train.data.target import TargetSampling
+from cris_train.model import CrisConfig
+from cris_train.run.recipe import (
+    DeviceChoice,
+    Lesson,
+    Precision,
+    Schedule,
+    TrainConfig,
+    read_config,
+)
+from cris_train.settings import build, differences, plain
+
+RECIPES = Path(__file__).parents[3] / "train" / "configs"
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("seed: 3\nmodel: {input_size: 128}\n")
+    return path
+
+
+def test_defaults_are_the_papers() -> None:
+    config = TrainConfig()
+    assert (config.learning_rate, config.weight_decay, config.backbone_factor) == (1e-4, 0.0, 0.1)
+    assert (config.images_per_batch, config.expressions_per_image, config.epochs) == (64, 1, 50)
+    assert (config.schedule, config.decay_epochs, config.decay_factor) == (
+        Schedule.STEP,
+        (35,),
+        0.1,
+    )
+    assert (config.draw, config.target) == (Draw.OBJECT, TargetSampling.NEAREST)
+    assert (config.clip_norm, config.warmup_steps, config.threshold) == (0.0, 0, 0.35)
+    assert config.sync_batch_norm
+
+
+@pytest.mark.parametrize("data", ["refcoco", "refcoco+", "refcocog_umd", "refcocog_google"])
+@pytest.mark.parametrize("architecture", ["r50", "r101"])
+def test_recipes_of_the_paper(data: str, architecture: str) -> None:
+    config = read_config(RECIPES / f"{data}_{architecture}.yaml")
+    words = 22 if data.startswith("refcocog") else 17
+    make = CrisConfig.rn50 if architecture == "r50" else CrisConfig.rn101
+    assert config.model == make(word_len=words)
+    folder, _, split_by = data.partition("_")
+    assert (config.data, config.split_by) == (f"data/{folder}", split_by or "unc")
+    assert config.clip == f"{architecture.replace('r', 'RN')}-quickgelu:openai"
+    assert config.output == f"runs/{data}_{architecture}"
+    paper = TrainConfig()
+    for name in ("learning_rate", "images_per_batch", "epochs", "schedule", "draw", "target"):
+        assert getattr(config, name) == getattr(paper, name), name
+
+
+def test_every_recipe_that_is_shipped_can_be_read() -> None:
+    recipes = sorted(RECIPES.glob("*.yaml"))
+    assert len(recipes) >= 9
+    for path in recipes:
+        read_config(path)
+
+
+def test_demo_recipe_means_what_it_did() -> None:
+    config = read_config(RECIPES / "demo.yaml")
+    assert config.lessons == (
+        Lesson(samples=60_000, max_words=3, input_size=128),
+        Lesson(samples=250_000, input_size=128),
+        Lesson(samples=110_000),
+    )
+    assert (config.draw, config.images_per_batch, config.expressions_per_image) == (
+        Draw.IMAGE,
+        16,
+        4,
+    )
+    assert (config.target, config.precision) == (TargetSampling.COVERAGE, Precision.BF16)
+    assert (config.schedule, config.warmup_steps, config.final_factor) == (
+        Schedule.COSINE,
+        200,
+        0.01,
+    )
+    assert (config.learning_rate, config.backbone_factor) == (1e-3, 1.0)
+    assert (config.weight_decay, config.clip_norm) == (0.02, 1.0)
+    assert config.cache
+
+
+def test_overrides(recipe: Path) -> None:
+    words = ["seed=5", "model.word_len=22", "learning_rate=1e-3", "precision=bf16", "clip=a:b"]
+    words += ["model.image_layers=[3, 4, 23, 3]", "decay_epochs=[3, 4]", "epochs=5", "ema=0"]
+    config = read_config(recipe, [*words, "device=cpu", "model.dropout=0", "model.contrastive=no"])
+    assert (config.seed, config.model.word_len, config.model.input_size) == (5, 22, 128)
+    assert (config.learning_rate, config.clip) == (1e-3, "a:b")
+    assert (config.precision, config.device) == (Precision.BF16, DeviceChoice.CPU)
+    assert config.model.image_layers == (3, 4, 23, 3)
+    assert (config.decay_epochs, config.ema) == ((3, 4), 0.0)
+    assert not config.model.contrastive
+    assert read_config(recipe, ["clip=null"]).clip is None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sead=1", "unknown setting sead; did you mean seed?"),
+        ("learning_rat=1", "did you mean learning_rate?"),
+        ("word_len=22", "did you mean model.word_len?"),
+        ("model.word_length=22", "unknown setting model.word_length; did you mean model.word_len"),
+        ("model.seed=1", "unknown setting model.seed"),
+        ("zzz=1", "unknown setting zzz; known: accumulate"),
+        ("seed", "key=value"),
+        ("=3", "key=value"),
+        ("seed=[", "not YAML"),
+        ("seed=many", "seed must be a whole number, not 'many'"),
+        ("seed=true", "seed must be a whole number, not True"),
+        ("seed=1.5", "seed must be a whole number, not 1.5"),
+        ("seed=-1", "seed must be at least 0"),
+        ("seed.x=1", "seed has no settings of its own"),
+        ("compile=3", "compile must be true or false, not 3"),
+        ("output=3", "output must be text, not 3"),
+        ("learning_rate=fast", "learning_rate must be a number, not 'fast'"),
+        ("learning_rate=true", "learning_rate must be a number"),
+        ("learning_rate=.nan", "learning_rate must be a number"),
+        ("learning_rate=7", "learning_rate must be in"),
+        ("images_per_batch=0", "images_per_batch must be at least 1"),
+        ("accumulate=3", "images_per_batch is 64 and must divide by accumulate, 3"),
+        ("threshold=2", "threshold must be 0 to 1"),
+        ("ema=1", "ema must be 0"),
+        ("precision=int8", "precision must be one of fp32, bf16, fp16, not 'int8'"),
+        ("device=cuda:1", "device must be one of auto, cpu, cuda"),
+        ("schedule=linear", "schedule must be one of step, cosine"),
+        ("decay_epochs=35", "decay_epochs must be a list"),
+        ("decay_epochs=[40, 35]", "decay_epochs must rise"),
+        ("decay_epochs=[x]", r"decay_epochs\[0\] must be a whole number"),
+        ("model=3", "model must be keys and values"),
+        ("model.word_len=99", "in model: word_len must be 3 to 77"),
+        ("model.image_layers=[1, 2]", "image_layers must be four"),
+        ("lessons=[{sample: 3}]", r"unknown setting lessons\[0\].sample; did you mean"),
+        ("lessons=[{max_words: 3}]", r"lessons\[0\] needs samples"),
+        ("lessons=[{samples: 0}]", r"in lessons\[0\]: samples must be at least 1"),
+        ("lessons=[{samples: 9, max_words: 0}]", "max_words must be at least 1"),
+        ("lessons=[{samples: 9, input_size: 100}]", "input_size must be a multiple of 32"),
+        ("lessons=[{samples: 9}]", "with lessons use schedule: cosine"),
+    ],
+)
+def test_refused_overrides(recipe: Path, override: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_config(recipe, [override])
+
+
+def test_two_answers_to_one_question(recipe: Path) -> None:
+    with pytest.raises(InputError, match="epochs and lessons both say how long"):
+        read_config(RECIPES / "demo.yaml", ["epochs=3"])
+    assert read_config(RECIPES / "demo.yaml", ["epochs=3", "lessons=[]"]).epochs == 3
+    with pytest.raises(InputError, match="clip and init both"):
+        read_config(recipe, ["clip=a:b", "init=x.pth"])
+    with pytest.raises(InputError, match="compile and recompute exclude each other"):
+        read_config(recipe, ["compile=true", "recompute=true"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: [", "not YAML"),
+        ("- 3\n", "expected keys and values"),
+        ("", "expected keys and values"),
+        (b"\xff\xfe\x00", "recipe.yaml: "),
+    ],
+)
+def test_refused_files(recipe: Path, text: str | bytes, message: str) -> None:
+    recipe.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError, match=message):
+        read_config(recipe)
+
+
+def test_plain_values_and_back() -> None:
+    config = TrainConfig(
+        schedule=Schedule.COSINE, lessons=(Lesson(samples=9),), decay_epochs=(2, 3)
+    )
+    assert build(TrainConfig, plain(config), "here") == config
+    other = plain(TrainConfig(model=CrisConfig(decoder_layers=2)))
+    found = differences(other, plain(TrainConfig(seed=1)))
+    assert found == {"model.decoder_layers": (2, 3), "seed": (0, 1)}
+
+
+def test_console_refuses_in_one_line(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--config", str(tmp_path / "absent.yaml")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert main(["--config", str(recipe), "imagesper_batch=2"]) == 2
+    assert "did you mean images_per_batch?" in capsys.readouterr().err
+    # Options may stand between overrides.
+    assert main(["seed=1", "--config", str(recipe), "sead=1", "--resume"]) == 2
+    assert "sead" in capsys.readouterr().err

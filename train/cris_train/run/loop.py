@@ -1,0 +1,321 @@
+"""The training loop: steps, validations, checkpoints, and a record of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from cris_deploy.errors import InputError, TrainingError
+from cris_train.data.batch import Batch
+from cris_train.data.dataset import read_picture
+from cris_train.data.loader import lost_workers_named
+from cris_train.data.pictures import require_pictures
+from cris_train.data.refer import pick
+from cris_train.data.splits import open_splits
+from cris_train.evaluation.evaluate import Outcome, evaluate
+from cris_train.evaluation.metrics import MaskMetrics
+from cris_train.evaluation.segmenters import TorchSegmenter
+from cris_train.evaluation.sheet import Tile
+from cris_train.files import write_whole
+from cris_train.run import state
+from cris_train.run.course import Course
+from cris_train.run.distributed import Place, joined
+from cris_train.run.learner import Learner, NotFiniteError
+from cris_train.run.logbook import Logbook
+from cris_train.run.recipe import TrainConfig
+from cris_train.settings import plain
+
+RECIPE = "recipe.yaml"
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run came to.
+
+    Attributes:
+        best: Checkpoint with the best validation mIoU: weights alone.
+        last: Checkpoint after the last step, with all that a run needs to go on.
+        mean_iou: Of the best, 0 to 1.
+        final: Metrics after the last step.
+        seconds: Wall time, all parts of the run together.
+        writes: Whether this process is the one that reports; True for a single one.
+    """
+
+    best: Path
+    last: Path
+    mean_iou: float
+    final: MaskMetrics
+    seconds: float
+    writes: bool
+
+
+def train(
+    config: TrainConfig, report: Callable[[str], None] = print, *, resume: bool = False
+) -> TrainResult:
+    """Train a model by a recipe; under torchrun, as one process of many.
+
+    Args:
+        config: The recipe.
+        report: Called with a line at the start and at every validation, in one process only.
+        resume: Go on where the run in `output` left off; start it if there is none.
+
+    Raises:
+        InputError: the recipe does not fit the data or the number of processes, or `output` holds
+            a run already.
+        DataError: the data set is missing or damaged.
+        ImageError: a picture cannot be read.
+        CheckpointError: `init`, or the run to go on with, is of another shape or recipe.
+        BackendError: the device or precision that was asked for is not there.
+        TrainingError: the loss is not finite, or a file cannot be written; the last good checkpoint
+            stays.
+    """
+    with joined(config.device, config.precision) as place:
+        run = _Run(config, place, report if place.writes else lambda line: None, resume)
+        with run.logbook or nullcontext():
+            return run.to_end()
+
+
+class _Run:
+    """State of a run: where it is, what it logged, what was best."""
+
+    def __init__(
+        self, config: TrainConfig, place: Place, report: Callable[[str], None], resume: bool
+    ) -> None:
+        self.config, self.place, self.report = config, place, report
+        self.folder = Path(config.output)
+        if not resume and (self.folder / state.LAST).exists():
+            raise InputError(
+                f"output: {self.folder} holds a run already: go on with --resume, or set another "
+                f"output"
+            )
+        report(place.told)
+        root, images = Path(config.data), config.images
+        splits = open_splits(
+            root, split_by=config.split_by, images=None if images is None else Path(images)
+        )
+        split = pick(splits, config.train_split, root)
+        self.val = pick(splits, config.val_split, root)[: config.val_images or None]
+        # One that is not there would end the run after its first epoch.
+        require_pictures(image.path for image in self.val)
+        self.course = Course(config, split, place)
+        self.learner = Learner(config, self.course, place)
+        self.progress = state.Progress()
+        if resume:
+            found = state.resume(self.folder, self.learner, self.course)
+            self.progress = found or self.progress
+            report(
+                f"resume: {self.folder / state.LAST}, after step {found.step:,} of "
+                f"{self.course.steps:,}"
+                if found is not None
+                else f"resume: nothing in {self.folder} to go on with; starting"
+            )
+        _agree(place, self.progress.step)
+        report(
+            f"{len(split):,} images; {self.course.steps:,} steps of {config.samples_per_step} "
+            f"expressions"
+        )
+        self.metrics = MaskMetrics()
+        self.sheet = _Sheet(config.sheet_tiles if place.writes else 0)
+        self.told_broken = 0
+        self.clock = _Clock(self.progress.seconds)
+        self.logbook: Logbook | None = None
+        if place.writes:
+            for partial in self.folder.glob(".*.partial"):  # of a run that was killed
+                partial.unlink(missing_ok=True)
+            write_whole(
+                self.folder / RECIPE, yaml.safe_dump(plain(config), sort_keys=False).encode()
+            )
+            self.logbook = Logbook(
+                self.folder,
+                step=self.progress.step,
+                steps=self.course.steps,
+                samples_per_step=config.samples_per_step,
+                log_bytes=self.progress.log_bytes,
+                tensorboard=config.tensorboard,
+            )
+
+    def to_end(self) -> TrainResult:
+        """All steps that are left."""
+        if self.progress.step == self.course.steps:
+            self.metrics = self.measure()
+        with lost_workers_named(self.config.workers):
+            for batch in self.course.batches(self.progress.step):
+                self.step(batch)
+        return TrainResult(
+            best=self.folder / state.BEST,
+            last=self.folder / state.LAST,
+            mean_iou=self.progress.best_iou,
+            final=self.metrics,
+            seconds=self.clock.seconds,
+            writes=self.place.writes,
+        )
+
+    def step(self, batch: Batch) -> None:
+        """One optimiser step, and what is due after it."""
+        config, progress = self.config, self.progress
+        try:
+            loss = self.learner.step(batch, progress.step)
+        except NotFiniteError as error:
+            last = self.folder / state.LAST
+            kept = f"{last} is as it was before" if last.exists() else "nothing was saved before"
+            raise TrainingError(f"step {progress.step + 1}: {error}; {kept}") from error
+        progress.step += 1
+        progress.loss_sum += loss
+        progress.loss_count += 1
+        self.clock.count(config.samples_per_step)
+        if self.logbook is not None:
+            self.logbook.tick(loss)
+        if self._validation_due():
+            with self.clock.paused():
+                self.metrics = self.measure()
+            self._record(self.metrics)
+            return
+        if progress.step % config.log_every == 0:
+            self._log(None)
+        if progress.step % config.save_every == 0:
+            self._save()
+
+    def measure(self) -> MaskMetrics:
+        """Metrics on the validation pictures, which the processes share."""
+        segmenter = TorchSegmenter(
+            self.learner.judged,
+            threshold=self.config.threshold,
+            device=self.place.device,
+            autocast=self.learner.autocast,
+        )
+        mine = evaluate(segmenter, self.place.share(self.val), observe=self.sheet.see)
+        first, *others = self.place.all_of(mine)
+        return first.merge(others)
+
+    def _record(self, metrics: MaskMetrics) -> None:
+        """Log, draw, save: `best.pth` if it is, `last.pth` always."""
+        config, progress = self.config, self.progress
+        iou, shares = metrics.mean_iou, metrics.precision
+        is_best = iou > progress.best_iou
+        progress.cur_iou, progress.precision = iou, shares
+        progress.best_iou = max(iou, progress.best_iou)
+        loss = self._log(metrics)
+        tiles = self.sheet.taken()
+        if self.logbook is not None and tiles:
+            self.logbook.sheet(
+                tiles, progress.step, f"step {progress.step:,}, mIoU {100 * iou:.1f}"
+            )
+        if is_best and self.place.writes:
+            state.save_best(self.folder, self.learner, self.course, progress)
+        self._save()
+        self.report(
+            f"{progress.step * config.samples_per_step:>9,} of "
+            f"{self.course.steps * config.samples_per_step:,} expressions, "
+            f"{self.clock.seconds / 60:6.1f} min | loss {loss:.4f} | mIoU {iou:.4f} | "
+            f"oIoU {metrics.overall_iou:.4f} | "
+            + " ".join(f"{name} {share:.3f}" for name, share in shares.items())
+        )
+        self._tell_broken()
+
+    def _validation_due(self) -> bool:
+        """Every so many expressions or every epoch, and after the last step."""
+        config, step = self.config, self.progress.step
+        if step == self.course.steps:
+            return True
+        if not config.validate_every:
+            return self.course.ends_epoch(step)
+        before, now = ((s * config.samples_per_step) for s in (step - 1, step))
+        return now // config.validate_every > before // config.validate_every
+
+    def _log(self, metrics: MaskMetrics | None) -> float:
+        """Write a line; returns the mean loss since the last one."""
+        progress = self.progress
+        loss = progress.loss_sum / max(1, progress.loss_count)
+        if self.logbook is not None:
+            self.logbook.row(
+                step=progress.step,
+                epoch=self.course.epochs(progress.step),
+                seconds=self.clock.seconds,
+                speed=self.clock.speed(),
+                rate=float(self.learner.scheduler.get_last_lr()[-1]),
+                loss=loss,
+                metrics=metrics,
+            )
+        progress.loss_sum, progress.loss_count = 0.0, 0
+        return loss
+
+    def _save(self) -> None:
+        if self.logbook is not None:
+            self.progress.seconds = self.clock.seconds
+            self.progress.log_bytes = self.logbook.settle()
+            state.save_last(self.folder, self.learner, self.course, self.progress)
+
+    def _tell_broken(self) -> None:
+        every = [b for part in self.place.all_of(self.course.broken) for b in part]
+        paths = {b.path: b.reason for b in every}
+        if len(paths) > self.told_broken:
+            self.told_broken = len(paths)
+            path, reason = next(iter(paths.items()))
+            self.report(f"left out so far: {len(paths)} pictures, such as {path}: {reason}")
+
+
+class _Clock:
+    """Seconds of the whole run, and how fast training was since it was last asked."""
+
+    def __init__(self, before: float) -> None:
+        self._before, self._begun = before, time.monotonic()
+        self._samples, self._since, self._paused = 0, self._begun, 0.0
+
+    @property
+    def seconds(self) -> float:
+        return self._before + time.monotonic() - self._begun
+
+    def count(self, samples: int) -> None:
+        self._samples += samples
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Validation is not training."""
+        begun = time.monotonic()
+        yield
+        self._paused += time.monotonic() - begun
+
+    def speed(self) -> float:
+        """Samples per second of training."""
+        now = time.monotonic()
+        speed = self._samples / max(now - self._since - self._paused, 1e-9)
+        self._samples, self._since, self._paused = 0, now, 0.0
+        return speed
+
+
+class _Sheet:
+    """Takes the first expression of each of the first pictures."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._tiles: dict[Path, Tile] = {}
+
+    def see(self, outcome: Outcome) -> None:
+        path = outcome.image.path
+        if len(self._tiles) < self._most and path not in self._tiles:
+            self._tiles[path] = Tile(
+                read_picture(outcome.image),
+                outcome.expression,
+                outcome.truth,
+                outcome.mask,
+                outcome.iou,
+            )
+
+    def taken(self) -> list[Tile]:
+        tiles, self._tiles = list(self._tiles.values()), {}
+        return tiles
+
+
+def _agree(place: Place, step: int) -> None:
+    """All processes go on from the same step."""
+    steps = place.all_of(step)
+    if len(set(steps)) > 1:
+        raise TrainingError(
+            f"output: the processes found checkpoints of steps {sorted(set(steps))}: it must be a "
+            f"folder that all machines see"
+        )

@@ -1,0 +1,1 @@
+"""Generated referring scenes, and pictures that cost what photographs cost."""
