@@ -1,8 +1,9 @@
 """The engine: a bundle, an image and expressions in, masks out.
 
 One picture's way: `image.decode` and `letterbox`, the image encoder (or the cache), the text
-encoder (or the cache), the mask decoder and the mask step. From the letterbox on it takes the road
-of the device: `road.HostRoad`, or `cuda.road.DeviceRoad`, on which nothing leaves the GPU between.
+encoder (or the cache), the mask decoder and the mask step. What follows the letterbox is done by the
+executor of the device: `execution.executor.HostExecutor`, or
+`execution.cuda.executor.DeviceExecutor`, on which nothing leaves the GPU in between.
 """
 
 import logging
@@ -27,7 +28,7 @@ from cris_deploy.errors import (
 )
 from cris_deploy.execution.backends import AUTO, Choice, Device, Graph, load_graphs
 from cris_deploy.execution.cache import LruCache, PixelKey
-from cris_deploy.execution.executor import Decoded, Features, HostRoad, Road
+from cris_deploy.execution.executor import Decoded, Executor, Features, HostExecutor
 from cris_deploy.pixels import image as images
 from cris_deploy.pixels.image import ImageInput
 from cris_deploy.results.engine_info import EngineInfo
@@ -36,7 +37,7 @@ from cris_deploy.results.segmentation import Segmentation
 from cris_deploy.words.tokenizer import Tokenizer, TruncationWarning
 
 if TYPE_CHECKING:
-    from cris_deploy.execution.cuda.executor import DeviceRoad
+    from cris_deploy.execution.cuda.executor import DeviceExecutor
     from cris_deploy.results.device_segmentation import DeviceSegmentation
 
 __all__ = ["Engine", "EngineInfo", "Picture", "Prompt", "Scene"]
@@ -127,7 +128,7 @@ class Engine:
             allow_plan_code,
             timeout,
         )
-        self._road: Final = _road(choice, self._graphs, self._model, threads)
+        self._executor: Final = _executor(choice, self._graphs, self._model, threads)
         self.max_pixels: Final = max_pixels
         self.info: Final = EngineInfo(
             opened.path,
@@ -137,7 +138,7 @@ class Engine:
             threads,
             streams,
             manifest.versions,
-            self._road.mask_device,
+            self._executor.mask_device,
         )
         # Keys are the pixels and the tokens themselves: no collisions.
         self._scenes: LruCache[PixelKey, Features] = LruCache(image_cache if cache else 0)
@@ -148,7 +149,7 @@ class Engine:
         )
         if choice.warning is not None:
             _log.warning("%s", choice.warning)
-        if self._road.mask_device is not choice.device:
+        if self._executor.mask_device is not choice.device:
             _log.warning(
                 "the mask step runs on the CPU, cris_deploy._kernels was built without CUDA: "
                 "install with nvcc on PATH (pip install . -C cmake.define.CRIS_CUDA=ON)"
@@ -203,7 +204,7 @@ class Engine:
         Raises ImageError, ExpressionError, InputError, and BackendError if the engine is not on a
         GPU or the extension was built without CUDA.
         """
-        self._device_road()
+        self._device_executor()
         self.read_expressions(expression)
         return self.encode_device_image(image, stream=stream).segment_on_device(
             expression, stream=stream
@@ -211,9 +212,9 @@ class Engine:
 
     def encode_device_image(self, image: object, *, stream: object = None) -> Scene:
         """Encode an image that is on the GPU; arguments and errors as in `segment_on_device`."""
-        road, graph = self._device_road(), self._stages()[GraphName.IMAGE_ENCODER]
+        executor, graph = self._device_executor(), self._stages()[GraphName.IMAGE_ENCODER]
         with self._forgetting():
-            features, size = road.encode_device_image(graph, image, stream, self.max_pixels)
+            features, size = executor.encode_device_image(graph, image, stream, self.max_pixels)
         return Scene(self, features, *size)
 
     @overload
@@ -277,7 +278,7 @@ class Engine:
         self._scenes.clear()
         self._texts.clear()
         if graphs is not None:
-            self._road.close()
+            self._executor.close()
 
     def __enter__(self) -> "Engine":
         return self
@@ -334,7 +335,9 @@ class Engine:
         graph = self._stages()[GraphName.MASK_DECODER]
         sizes = [(scene.height, scene.width) for scene in scenes]
         with self._forgetting():
-            decoded = self._road.decode(graph, [scene.features for scene in scenes], texts, sizes)
+            decoded = self._executor.decode(
+                graph, [scene.features for scene in scenes], texts, sizes
+            )
         return [_segmentation(*item) for item in zip(decoded, prompts, strict=True)]
 
     def decode_masks_on_device(
@@ -343,14 +346,14 @@ class Engine:
         """Segment each scene with the expression in its place; the masks stay on the GPU."""
         from cris_deploy.results.device_segmentation import DeviceSegmentation
 
-        road = self._device_road()
+        executor = self._device_executor()
         self._warn_of_truncated(prompts)
         texts = self._encode_prompts(prompts)
         features = [scene.features for scene in scenes]
         sizes = [(scene.height, scene.width) for scene in scenes]
         graph = self._stages()[GraphName.MASK_DECODER]
         with self._forgetting():
-            found = road.decode_on_device(graph, features, texts, sizes, stream)
+            found = executor.decode_on_device(graph, features, texts, sizes, stream)
         return [
             DeviceSegmentation(m.mask, m.logits, m.stats, prompt.expression, prompt.truncated)
             for m, prompt in zip(found, prompts, strict=True)
@@ -361,7 +364,7 @@ class Engine:
             return []
         graph = self._stages()[GraphName.IMAGE_ENCODER]
         with self._forgetting():
-            return self._road.encode_images(graph, [picture.square for picture in pictures])
+            return self._executor.encode_images(graph, [picture.square for picture in pictures])
 
     def _encode_prompts(self, prompts: Sequence[Prompt]) -> list[Features]:
         keys = [prompt.tokens.tobytes() for prompt in prompts]
@@ -370,7 +373,7 @@ class Engine:
         if missing:
             graph = self._stages()[GraphName.TEXT_ENCODER]
             with self._forgetting():
-                rows = self._road.encode_texts(graph, np.array(list(missing.values())))
+                rows = self._executor.encode_texts(graph, np.array(list(missing.values())))
             for key, features in zip(missing, rows, strict=True):
                 found[key] = features
                 self._texts.put(key, features)
@@ -382,15 +385,15 @@ class Engine:
             raise InputError("engine is closed: make a new Engine")
         return graphs
 
-    def _device_road(self) -> "DeviceRoad":
-        from cris_deploy.execution.cuda.executor import DeviceRoad
+    def _device_executor(self) -> "DeviceExecutor":
+        from cris_deploy.execution.cuda.executor import DeviceExecutor
 
-        if not isinstance(self._road, DeviceRoad):
+        if not isinstance(self._executor, DeviceExecutor):
             raise BackendError(
                 f"this engine runs on {self.info.device}: make one with device='cuda', or use "
                 "segment"
             )
-        return self._road
+        return self._executor
 
     @contextmanager
     def _forgetting(self) -> Iterator[None]:
@@ -458,17 +461,17 @@ def _checked_list(expressions: object) -> list[str]:
     return list(expressions)
 
 
-def _road(
+def _executor(
     choice: Choice, graphs: Mapping[GraphName, Graph], model: ModelFacts, threads: int | None
-) -> Road:
+) -> Executor:
     if choice.device is Device.CPU:
-        return HostRoad(model, threads)
-    from cris_deploy.execution.cuda.executor import DeviceRoad
+        return HostExecutor(model, threads)
+    from cris_deploy.execution.cuda.executor import DeviceExecutor
     from cris_deploy.execution.cuda.graph import DeviceGraph
 
     stage = graphs[GraphName.IMAGE_ENCODER]
     assert isinstance(stage, DeviceGraph)  # what every backend gives for a GPU
-    return DeviceRoad(stage.device, model, threads)
+    return DeviceExecutor(stage.device, model, threads)
 
 
 def _segmentation(decoded: Decoded, prompt: Prompt) -> Segmentation:

@@ -1,7 +1,7 @@
 """The engine's steps from letterboxed images and tokens to masks, on one kind of device.
 
 The engine keeps a stage's features and hands them to the next stage without looking inside; on a
-CPU they are arrays, on a GPU tensors that stay there (`cuda.road`).
+CPU they are arrays, on a GPU tensors that stay there (`execution.cuda.executor`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ Decoded: TypeAlias = tuple[masks.UpsampledMask, NDArray[np.float32]]
 _CHUNK: Final = 8
 
 
-class Road(Protocol):
+class Executor(Protocol):
     """How the three stages are run. May be used from many threads."""
 
     @property
@@ -52,7 +52,7 @@ class Road(Protocol):
         """Let go of what it holds."""
 
 
-class HostRoad:
+class HostExecutor:
     """Everything in the host's memory."""
 
     mask_device: Final = Device.CPU

@@ -105,7 +105,7 @@ def test_no_node_is_left_to_the_cpu(make_engine, images):
         engine.segment(images[0], ["a", "b", "c"])
         sessions = [
             slot._program._session
-            for lane in [engine._road._device._idle.get()]
+            for lane in [engine._executor._device._idle.get()]
             for slot in lane._slots.values()
         ]
         assert len(sessions) >= 4

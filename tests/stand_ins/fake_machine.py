@@ -12,7 +12,7 @@ from cris_deploy.bundle.plans import RuntimeName
 from cris_deploy.execution.backends import cuda_libraries
 from cris_deploy.execution.backends import onnxruntime as onnxruntime_backend
 from cris_deploy.execution.backends import tensorrt as tensorrt_backend
-from cris_deploy.execution.cuda import executor as cuda_road
+from cris_deploy.execution.cuda import executor as device_executor
 from cris_deploy.machine import gpu
 from cris_deploy.pixels import on_gpu as device
 from cris_deploy.pixels.mask import KernelsBuild, KernelsStatus
@@ -51,7 +51,7 @@ class Machine:
         )
         monkeypatch.setattr(device, "_cuda_kernels", lambda: self.kernels)
         status = KernelsStatus(KernelsBuild.BUILT, "fake", (86,))
-        monkeypatch.setattr(cuda_road.masks, "kernels_status", lambda: status)
+        monkeypatch.setattr(device_executor.masks, "kernels_status", lambda: status)
 
     def engine(self, backend: str, **options: object) -> Engine:
         return Engine(self.bundle, backend=backend, device="cuda", **options)

@@ -44,7 +44,7 @@ class Scope(StrEnum):
 
 
 class Role(StrEnum):
-    """Who takes part: PyTorch eager, another road that a user has, or this engine."""
+    """Who takes part: PyTorch eager, another way that a user has, or this engine."""
 
     BASELINE = "baseline"
     PEER = "peer"

@@ -93,7 +93,7 @@ class Field:
 
     Attributes:
         eager: The baseline; None without PyTorch's model.
-        peers: Other roads.
+        peers: Other ways to run the model.
         ours: Engines.
         input_size: Of the model.
         word_len: Of the model.

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from cris_deploy.errors import BackendError, CrisError, EngineTimeoutError, InputError
 from cris_deploy.execution.cuda.api import Cuda, load_cuda
 from cris_deploy.execution.cuda.memory import DeviceTensor, Memory, PinnedMemory, Pool, Stream
-from cris_deploy.execution.cuda.shared_lock import Gate
+from cris_deploy.execution.cuda.shared_lock import SharedLock
 from cris_deploy.machine import gpu
 
 _T = TypeVar("_T")
@@ -207,7 +207,7 @@ class CudaDevice:
         self.cuda: Final = cuda
         self.index: Final = index
         self.timeout: Final = timeout
-        self.gate: Final = Gate(timeout)
+        self.gate: Final = SharedLock(timeout)
         self._lock = Lock()
         with cuda.on_device(index):
             self.pool = Pool(cuda, index, self.gate, timeout)

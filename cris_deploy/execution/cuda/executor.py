@@ -41,8 +41,8 @@ class DeviceMask:
     stats: SharedTensor
 
 
-class DeviceRoad:
-    """Everything in the memory of one GPU; see `road.Road`."""
+class DeviceExecutor:
+    """Everything in the memory of one GPU; see `execution.executor.Executor`."""
 
     def __init__(self, device: CudaDevice, model: ModelFacts, threads: int | None) -> None:
         self._device = device

@@ -16,7 +16,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from cris_deploy.errors import BackendError, EngineTimeoutError
 from cris_deploy.execution.cuda.api import Cuda, OutOfMemoryError
-from cris_deploy.execution.cuda.shared_lock import Gate
+from cris_deploy.execution.cuda.shared_lock import SharedLock
 
 ALIGNMENT: Final = 256
 """Bytes; what CUDA's own allocations are aligned to, and what the kernels ask for."""
@@ -79,7 +79,7 @@ class Stream:
 class Pool:
     """A pool of device memory that keeps what is freed for the next allocation."""
 
-    def __init__(self, cuda: Cuda, index: int, gate: Gate, timeout: float | None) -> None:
+    def __init__(self, cuda: Cuda, index: int, gate: SharedLock, timeout: float | None) -> None:
         self.cuda: Final = cuda
         self.index: Final = index
         self.gate: Final = gate

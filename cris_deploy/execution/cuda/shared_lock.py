@@ -7,7 +7,7 @@ from threading import Condition
 from cris_deploy.errors import EngineTimeoutError
 
 
-class Gate:
+class SharedLock:
     """Many may be inside, or one alone. Who is inside is known by an object of the caller's.
 
     So going out may be said twice, or by one who never came in: whoever cleans up after an

@@ -12,7 +12,7 @@ import pytest
 from cris_deploy.errors import BackendError
 from cris_deploy.execution.cuda.graph import Slot
 from cris_deploy.execution.cuda.memory import DeviceTensor, aligned
-from cris_deploy.execution.cuda.shared_lock import Gate
+from cris_deploy.execution.cuda.shared_lock import SharedLock
 from tests.stand_ins import fake_tensorrt
 
 
@@ -81,7 +81,7 @@ def test_the_log_of_a_real_builder(module):
 
 
 def test_gate_lets_many_in_or_one_alone():
-    gate, inside, seen = Gate(), [], []
+    gate, inside, seen = SharedLock(), [], []
 
     def many(_=None):
         me = object()

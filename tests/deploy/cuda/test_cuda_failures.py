@@ -28,7 +28,7 @@ OTHER = np.random.default_rng(4).integers(0, 256, (40, 30, 3), dtype=np.uint8)
 
 
 def same(result, expected) -> None:
-    # As in test_cuda_road: another batch size, another order of sums.
+    # As in test_device_executor: another batch size, another order of sums.
     np.testing.assert_allclose(result.logits, expected.logits, atol=1e-4)
     assert (result.mask != expected.mask).mean() < 0.01
 

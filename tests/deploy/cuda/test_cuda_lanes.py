@@ -138,7 +138,7 @@ def test_errors_while_closing_lose_no_lane(machine):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_close_from_two_threads_while_others_run_ends(machine, backend):
     engine = machine.engine(backend, streams=2, image_cache=0, text_cache=0)
-    device = engine._road._device
+    device = engine._executor._device
 
     def ask(index):
         try:
@@ -222,7 +222,7 @@ def test_a_gpu_that_does_not_end_is_given_up_and_may_come_back(machine, backend)
         machine.cuda.fail("cuMemcpyAsync", INVALID)
         with pytest.raises(BackendError):  # the next that is dropped takes them along
             engine.segment(IMAGE, "a")
-        assert engine._road._device._leaving == []
+        assert engine._executor._device._leaving == []
         engine.segment(IMAGE, "a")
     del engine, on_device
     gc.collect()

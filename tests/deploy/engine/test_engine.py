@@ -1,4 +1,4 @@
-"""The engine on a small hand-built bundle: same logits by every road, threads, caches, streams."""
+"""The engine on a small hand-built bundle: same logits on every way, threads, caches, streams."""
 
 import gc
 import logging

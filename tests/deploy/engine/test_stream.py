@@ -132,7 +132,7 @@ def test_what_the_pairs_themselves_raise_is_an_end(engine, frames):
 
 
 def test_a_failing_backend_is_the_item_of_its_batch(engine, frames, monkeypatch):
-    decode = engine._road.decode
+    decode = engine._executor.decode
     failures = [BackendError("out of memory")]
 
     def failing(*arguments):
@@ -140,7 +140,7 @@ def test_a_failing_backend_is_the_item_of_its_batch(engine, frames, monkeypatch)
             raise failures.pop()
         return decode(*arguments)
 
-    monkeypatch.setattr(engine._road, "decode", failing)
+    monkeypatch.setattr(engine._executor, "decode", failing)
     items = list(engine.stream([(f, "a") for f in frames[:5]], batch_size=2, on_error="yield"))
     assert [isinstance(item, BackendError) for item in items] == [True, True, False, False, False]
 

@@ -13,7 +13,7 @@ import pytest
 from cris_deploy import Engine
 from cris_deploy.errors import BackendError, ImageError, InputError
 from cris_deploy.execution.backends import Device
-from cris_deploy.execution.cuda import executor as cuda_road
+from cris_deploy.execution.cuda import executor as device_executor
 from cris_deploy.pixels.mask import KernelsBuild, KernelsStatus
 from tests.stand_ins.fake_kernels import ForeignArray, ForeignStream
 from tests.stand_ins.fake_machine import BACKENDS, machine
@@ -295,7 +295,7 @@ def test_device_arguments(machine, images):
 
 def test_mask_step_on_the_host_is_told(machine, images, reference, monkeypatch, caplog):
     status = KernelsStatus(KernelsBuild.BUILT, "fake", ())
-    monkeypatch.setattr(cuda_road.masks, "kernels_status", lambda: status)
+    monkeypatch.setattr(device_executor.masks, "kernels_status", lambda: status)
     with caplog.at_level(logging.WARNING), machine.engine("tensorrt") as engine:
         assert engine.info.mask_device is Device.CPU
         assert "mask step runs on the CPU" in caplog.text
