@@ -1,8 +1,8 @@
 """The engine: a bundle, an image and expressions in, masks out.
 
 One picture's way: `image.decode` and `letterbox`, the image encoder (or the cache), the text
-encoder (or the cache), the mask decoder and the mask step. What follows the letterbox is done by the
-executor of the device: `execution.executor.HostExecutor`, or
+encoder (or the cache), the mask decoder and the mask step. What follows the letterbox is done by
+the executor of the device: `execution.executor.HostExecutor`, or
 `execution.cuda.executor.DeviceExecutor`, on which nothing leaves the GPU in between.
 """
 
