@@ -9,7 +9,7 @@ class CrisError(Exception):
     """Base of all deliberate errors; the message names the argument and the remedy."""
 
 
-class InputError(CrisError):
+class InputError(CrisError, ValueError):
     """An argument of a call or a command is unusable (wrong type, range, path, shape)."""
 
 

@@ -13,13 +13,11 @@ those are taken that the bundle's manifest lists with their hashes, as cris-expo
 built them, unless the caller trusts whatever lies there.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import re
-import secrets
 import shlex
 import sys
 from collections.abc import Iterable, Mapping
@@ -32,6 +30,7 @@ from cris_deploy.bundle.fields import Field
 from cris_deploy.bundle.manifest import GraphName, PlanFile, Precision
 from cris_deploy.bundle.reading import ENGINES, MANIFEST, WEIGHTS, Bundle
 from cris_deploy.errors import BackendError, BundleError
+from cris_deploy.files import write_atomically
 
 FORMAT: Final = 1
 """Version of the sidecar's schema that this package writes, and the newest that it reads."""
@@ -289,21 +288,6 @@ def write_sidecar(directory: Path, record: PlanRecord) -> Path:
     path = directory / (record.file + SIDECAR)
     write_atomically(path, record.to_json().encode())
     return path
-
-
-def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Write a file that appears under its name only when it is on the disk; OSError if it fails."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        with partial.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.rename(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise
 
 
 def _read_sidecars(bundle: Bundle) -> list[tuple[PlanRecord, str]]:

@@ -1,10 +1,32 @@
 """Consoles: thin parsers over typed functions."""
 
+import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import cris_deploy
 from cris_deploy.errors import CrisError
+
+
+class Parser(argparse.ArgumentParser):
+    """A command's arguments, with `--version`, and examples below the options.
+
+    Args:
+        examples: Command lines, shown below the options and the epilog.
+        options: As argparse has them.
+    """
+
+    def __init__(self, *, examples: Sequence[str] = (), **options: Any) -> None:
+        if examples:
+            lines = "\n  ".join(("examples:", *examples))
+            options["epilog"] = "\n".join(filter(None, (options.get("epilog"), lines)))
+            options["formatter_class"] = argparse.RawDescriptionHelpFormatter
+        super().__init__(**options)
+        if " " not in self.prog:  # a subcommand has none of its own
+            version = f"{self.prog} {cris_deploy.__version__}"
+            self.add_argument("--version", action="version", version=version)
 
 
 def guarded(program: str, action: Callable[[], int]) -> int:

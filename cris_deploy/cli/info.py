@@ -1,6 +1,5 @@
 """cris-info: what is installed, built and missing on this machine."""
 
-import argparse
 import dataclasses
 import json
 import platform
@@ -9,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from cris_deploy.cli import guarded
+from cris_deploy.cli import Parser, guarded
 from cris_deploy.execution.backends import BackendName, BackendStatus, status
 from cris_deploy.machine.cpu import Cpu, this_cpu
 from cris_deploy.machine.gpu import Survey, survey_gpus
@@ -18,7 +17,17 @@ from cris_deploy.pixels.mask import KernelsBuild, KernelsStatus, kernels_status
 
 _PACKAGES: Final[Mapping[str, tuple[str, ...]]] = {
     "runtime": (
-        *("numpy", "opencv-python-headless", "pillow", "tokenizers", "ftfy", "regex", "tqdm"),
+        *(
+            "numpy",
+            "opencv-python-headless",
+            "pillow",
+            "tokenizers",
+            "ftfy",
+            "regex",
+            "msgspec",
+            "tabulate",
+            "tqdm",
+        ),
     ),
     "backends": ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx"),
     "export": ("torch", "torchvision", "open_clip_torch", "onnx", "onnxscript"),
@@ -109,8 +118,10 @@ def describe(info: Info) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run cris-info; gives the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="cris-info", description="Show what is installed, built and missing."
+    parser = Parser(
+        prog="cris-info",
+        description="Show what is installed, built and missing.",
+        examples=("cris-info", "cris-info --json > machine.json"),
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(argv)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cris_deploy.cli import guarded, one_line
+from cris_deploy.cli import Parser, guarded, one_line
 from cris_deploy.cli.jobs import BadEntry, Job, read_jobs
 from cris_deploy.errors import CrisError, InputError
 from cris_deploy.execution.backends import AUTO, BackendName, Compute
@@ -209,11 +209,14 @@ def _describe(report: Report) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="cris-segment",
         description="Find what expressions refer to in images.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=(
+            "cris-segment scenes.bundle scene.png 'the red star' 'the leftmost square' -o masks",
+            "cris-segment scenes.bundle lists/today.jsonl -o masks",
+        ),
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="what cris-export wrote")
     parser.add_argument("image", type=Path, metavar="IMAGE", help="image, folder, or .jsonl file")

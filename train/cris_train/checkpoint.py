@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from cris_deploy.errors import CheckpointError, InputError
-from cris_train.files import replacing
+from cris_deploy.files import replacing
 from cris_train.model import Cris, CrisConfig
 
 PREFIX = "module."

@@ -20,7 +20,7 @@ from cris_bench.record.machine import Machine
 from cris_bench.record.strict_json import plain, positive, read, times
 from cris_bench.scopes.timing import spread
 from cris_deploy.errors import InputError
-from cris_train.files import write_whole
+from cris_deploy.files import write_whole
 
 FORMAT: Final = 1
 """Version of the records that this module writes, and the newest that it reads."""

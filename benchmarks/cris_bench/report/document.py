@@ -12,7 +12,7 @@ from cris_bench.record.schema import Record, read_record
 from cris_bench.report.table import markdown
 from cris_deploy.cli import guarded
 from cris_deploy.errors import InputError
-from cris_train.files import write_whole
+from cris_deploy.files import write_whole
 
 _PROGRAM: Final = "cris-bench report"
 FILE: Final = "report.md"

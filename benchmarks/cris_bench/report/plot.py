@@ -15,7 +15,7 @@ from cris_bench.record.schema import Parity, Record, Role, Row, Scope
 from cris_bench.report.reached import reached
 from cris_bench.report.table import TITLES
 from cris_deploy.errors import InputError
-from cris_train.files import make_folder
+from cris_deploy.files import make_folder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,6 +18,7 @@ from cris_deploy.errors import BackendError, CrisError
 from cris_deploy.execution.backends import CACHE_VARIABLE, one_line
 from cris_deploy.execution.cuda.api import load_cuda
 from cris_deploy.execution.cuda.memory import Pool
+from cris_deploy.files import write_atomically
 
 _log = logging.getLogger("cris_deploy")
 
@@ -109,7 +110,7 @@ class Plan:
         with self._lock:
             try:
                 self._cache_file.parent.mkdir(parents=True, exist_ok=True)
-                plans.write_atomically(self._cache_file, memoryview(self._cache.serialize()))
+                write_atomically(self._cache_file, memoryview(self._cache.serialize()))
             except Exception as error:
                 _log.warning("%s cannot be written (%s)", self._cache_file, one_line(error))
 

@@ -22,6 +22,7 @@ from cris_deploy.bundle.manifest import GraphName
 from cris_deploy.bundle.plans import PlanRecord, RuntimeName
 from cris_deploy.bundle.reading import Bundle
 from cris_deploy.errors import BackendError, ExportError, InputError
+from cris_deploy.files import write_atomically
 from cris_deploy.machine.gpu import Gpu, Survey, survey_gpus
 from cris_export.plans import builder as tensorrt_builder
 from cris_export.plans.builder import Built, Settings, Source
@@ -340,7 +341,7 @@ def _build(
         kernels=built.kernels,
     )
     with _writing(staging.parent):
-        plans.write_atomically(staging / name, built.plan)
+        write_atomically(staging / name, built.plan)
         (staging / (name + _LOG)).write_text(log.text(verbose=False), encoding="utf-8")
         plans.write_sidecar(staging, record)
     step(_summary(graph, built, seconds))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from cris_deploy import files
 from cris_deploy.bundle import plans
 from cris_deploy.bundle.plans import Host, PlanRecord, Profile, RuntimeName, ShapeRange
 from cris_deploy.bundle.reading import MANIFEST, Bundle, GraphName, Precision
@@ -361,13 +362,13 @@ def test_an_atomic_write_leaves_the_old_or_the_new(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "x"
-    plans.write_atomically(path, b"old")
+    files.write_atomically(path, b"old")
 
     def fail(*_: object) -> None:
         raise OSError("no space left on device")
 
     monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(OSError, match="no space left"):
-        plans.write_atomically(path, b"new")
+        files.write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]

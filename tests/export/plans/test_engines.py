@@ -450,7 +450,7 @@ def test_a_manifest_that_cannot_be_written_lists_nothing(
     here, own_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here(H100, FakeTensorRT())
-    write = plans.write_atomically
+    write = files.write_atomically
 
     def no_room(path: Path, content: bytes) -> None:
         if path.name == MANIFEST:

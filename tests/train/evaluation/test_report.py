@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cris_deploy.errors import InputError
+from cris_deploy.files import write_whole
 from cris_train.evaluation.report import (
     PAPER_VAL,
     EvalReport,
@@ -21,7 +22,6 @@ from cris_train.evaluation.report import (
     read_report,
 )
 from cris_train.evaluation.report_text import describe, markdown, table
-from cris_train.files import write_whole
 
 PRECISION = {"Pr@50": 0.9, "Pr@60": 0.8, "Pr@70": 0.7, "Pr@80": 0.6, "Pr@90": 0.5}
 CHECKPOINT = Measured(

@@ -24,11 +24,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         # torch takes seconds to import: not for --help or a mistyped flag
+        from cris_deploy.files import make_folder, write_whole
         from cris_train.evaluation.gallery import Gallery
         from cris_train.evaluation.measure import EvalOptions, measure
         from cris_train.evaluation.report import compare, read_report
         from cris_train.evaluation.report_text import describe
-        from cris_train.files import make_folder, write_whole
 
         options = EvalOptions(
             checkpoint=args.ckpt,
@@ -70,8 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _write(
     folder: Path, report: EvalReport, differences: Sequence[Difference], gallery: Any
 ) -> None:
+    from cris_deploy.files import write_whole
     from cris_train.evaluation.report_text import markdown
-    from cris_train.files import write_whole
 
     title = f"{report.measured.name} on {report.data}"
     sheets = [path.name for path in gallery.write(folder, title)]

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cris_deploy.errors import InputError
+from cris_deploy.files import write_whole
 from cris_deploy.results.overlay import Colour
-from cris_train.files import write_whole
 
 # Magenta is rare in pictures; it and sky blue are told apart by all kinds of colour vision.
 MASK: Final[Colour] = (225, 20, 140)

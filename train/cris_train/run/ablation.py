@@ -194,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def action() -> int:
-        from cris_train.files import write_whole
+        from cris_deploy.files import write_whole
         from cris_train.run.recipe import read_config
 
         config = read_config(args.config, args.overrides)

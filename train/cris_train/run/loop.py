@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from cris_deploy.errors import InputError, TrainingError
+from cris_deploy.files import write_whole
 from cris_train.data.batch import Batch
 from cris_train.data.dataset import read_picture
 from cris_train.data.loader import lost_workers_named
@@ -21,7 +22,6 @@ from cris_train.evaluation.evaluate import Outcome, evaluate
 from cris_train.evaluation.metrics import MaskMetrics
 from cris_train.evaluation.segmenters import TorchSegmenter
 from cris_train.evaluation.sheet import Tile
-from cris_train.files import write_whole
 from cris_train.run import state
 from cris_train.run.course import Course
 from cris_train.run.distributed import Place, joined

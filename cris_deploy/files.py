@@ -1,7 +1,5 @@
 """Files that appear whole or not at all."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from collections.abc import Iterator
@@ -12,7 +10,7 @@ from typing import BinaryIO
 from cris_deploy.errors import InputError
 
 
-def write_whole(path: str | Path, content: bytes) -> Path:
+def write_whole(path: str | Path, content: bytes | memoryview) -> Path:
     """Write a file beside its place, flush it to the disk and rename it there; folders are made.
 
     Raises:
@@ -20,11 +18,16 @@ def write_whole(path: str | Path, content: bytes) -> Path:
     """
     path = Path(path)
     try:
-        with replacing(path) as file:
-            file.write(content)
+        write_atomically(path, content)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
     return path
+
+
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Write as `write_whole` does and leave its OSError as it is."""
+    with replacing(path) as file:
+        file.write(content)
 
 
 @contextmanager

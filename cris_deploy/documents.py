@@ -1,0 +1,221 @@
+"""Documents, read strictly: JSON and plain values to frozen dataclasses, and back, by msgspec.
+
+The annotations of a dataclass are its schema; bounds stand in them as `Annotated[int, Meta(ge=1)]`.
+What they cannot say a `__post_init__` checks, with a ValueError. An error names the document, the
+place in it, what is there and what was expected, and is of the type that the caller asks for.
+"""
+
+import dataclasses
+import difflib
+import enum
+import json
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Final, TypeAlias, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from cris_deploy.errors import BundleError, CrisError, InputError
+
+_T = TypeVar("_T")
+
+Sha256: TypeAlias = Annotated[
+    str, Meta(pattern=r"^[0-9a-f]{64}\Z", description="64 hexadecimal digits")
+]
+Share: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
+Count: TypeAlias = Annotated[int, Meta(ge=0)]
+Positive: TypeAlias = Annotated[int, Meta(ge=1)]
+
+_MOST_SHOWN: Final = 60
+_UNIONS: Final = (typing.Union, types.UnionType)
+_STEP: Final = re.compile(r"\[[^]]*\]|[^.\[\]]+")
+_NAMES: Final = {
+    "object": "an object",
+    "array": "a list",
+    "int": "an integer",
+    "float": "a number",
+    "str": "a string",
+    "bool": "true or false",
+    "null": "null",
+}
+
+
+def read(
+    kind: type[_T],
+    text: str | bytes,
+    where: str,
+    *,
+    newest: int | None = None,
+    remedy: str = "",
+    error: type[CrisError] = BundleError,
+    known_only: bool = False,
+) -> _T:
+    """Read a JSON document.
+
+    Args:
+        kind: A dataclass whose annotations say what is valid.
+        text: The document.
+        where: Its name, for messages.
+        newest: The newest `format` that this version reads; None where a document has none.
+        remedy: Ends every message but that of a newer format.
+        error: What is raised.
+        known_only: Refuse fields that `kind` does not have, which are ignored otherwise.
+
+    Raises:
+        error: not JSON, of a newer format, or not what `kind` says.
+    """
+    try:
+        value = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as failure:
+        raise error(_ended(f"{where} is not valid JSON ({failure})", remedy)) from None
+    if newest is not None:
+        version = value.get("format") if isinstance(value, dict) else None
+        if isinstance(version, int) and version > newest:
+            raise error(
+                f"{where} has format {version}, this cris-deploy reads up to {newest}: "
+                "upgrade cris-deploy (pip install -U cris-deploy)"
+            )
+    return convert(kind, value, where, remedy=remedy, error=error, known_only=known_only)
+
+
+def convert(
+    kind: type[_T],
+    value: object,
+    where: str,
+    *,
+    remedy: str = "",
+    error: type[CrisError] = InputError,
+    known_only: bool = True,
+) -> _T:
+    """Give plain values (dicts, lists, numbers, text) as `kind`; the rest as for `read`."""
+    if known_only:
+        for place, name, known in _unknown(kind, value, ""):
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(known))}"
+            raise error(_ended(f"{where}: {place} is not known; {hint}", remedy))
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as failure:
+        raise error(_ended(f"{where}: {_explain(kind, value, str(failure))}", remedy)) from None
+    except RecursionError:
+        raise error(_ended(f"{where} is nested too deep", remedy)) from None
+
+
+def to_json(value: object) -> str:
+    """Write a document, indented, fields in their order; a number that is not finite is null."""
+    text: bytes = msgspec.json.format(msgspec.json.encode(value), indent=2)
+    return text.decode() + "\n"
+
+
+def plain(value: object) -> Any:
+    """Give dataclasses, enumerations and tuples as dicts, text, numbers and lists."""
+    return msgspec.to_builtins(value)
+
+
+def _ended(sentence: str, remedy: str) -> str:
+    return f"{sentence}: {remedy}" if remedy else sentence
+
+
+def _explain(kind: Any, value: Any, message: str) -> str:
+    """msgspec's message with keys by their names, and with what is there."""
+    problem, _, path = message.partition(" - at `")
+    of_a_key = path.startswith("key` in `")
+    steps = _STEP.findall(path.removeprefix("key` in `").removeprefix("$").rstrip("`"))
+    at = _locate(_At(kind, value, ""), steps)
+    if problem.startswith("Object missing required field `"):
+        name = problem.split("`")[1]
+        return f"{at.place}.{name} is missing".lstrip(".")
+    place = at.place or "the document"
+    expected = _expected(at.kind, problem, of_a_key)
+    if of_a_key:
+        return f"a name in {place} is not {expected}"
+    if expected is None or at.vague:
+        return f"{place}: {problem}"
+    return f"{place} is {_shown(at.value)}, expected {expected}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _At:
+    """A place in a document, its type and value; `vague` if it is only near to what is meant."""
+
+    kind: Any
+    value: Any
+    place: str
+    vague: bool = False
+
+
+def _locate(at: _At, steps: list[str]) -> _At:
+    """Follow msgspec's path; where it says only "some entry", find the first that is wrong."""
+    for number, step in enumerate(steps):
+        kind = _bare(at.kind)
+        if step == "[...]":
+            inner = typing.get_args(kind)[-1]
+            for key, entry in at.value.items():
+                try:
+                    msgspec.convert(entry, inner)
+                except msgspec.ValidationError:
+                    return _locate(_At(inner, entry, f"{at.place}[{key!r}]"), steps[number + 1 :])
+            return dataclasses.replace(at, vague=True)
+        if step.startswith("["):
+            inner, entry = typing.get_args(kind)[0], at.value[int(step[1:-1])]
+            at = _At(inner, entry, at.place + step)
+        else:
+            inner = typing.get_type_hints(kind, include_extras=True)[step]
+            at = _At(inner, at.value[step], f"{at.place}.{step}" if at.place else step)
+    return at
+
+
+def _expected(kind: Any, problem: str, of_a_key: bool) -> str | None:
+    """What is valid there, in words; None if the problem is a sentence of a `__post_init__`."""
+    if of_a_key:
+        kind = typing.get_args(_bare(kind))[0]
+    for meta in getattr(kind, "__metadata__", ()):
+        if meta.description:
+            return str(meta.description)
+    bare = _bare(kind)
+    if isinstance(bare, type) and issubclass(bare, enum.Enum):
+        return " or ".join(str(member.value) for member in bare)
+    if not problem.startswith("Expected `"):
+        return None
+    expected = problem.removeprefix("Expected ").partition(", got ")[0].replace("`", "")
+    words = (part.partition(" ") for part in expected.split(" | "))
+    return " or ".join(f"{_NAMES.get(word, word)}{space}{rest}" for word, space, rest in words)
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= _MOST_SHOWN else text[: _MOST_SHOWN - 3] + "..."
+
+
+def _unknown(kind: Any, value: Any, place: str) -> Iterator[tuple[str, str, list[str]]]:
+    """Fields that no dataclass has: their place, their name, and those that there are."""
+    kind = _bare(kind)
+    arguments = typing.get_args(kind)
+    if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+        hints = typing.get_type_hints(kind, include_extras=True)
+        for name, entry in value.items():
+            inner = f"{place}.{name}" if place else str(name)
+            if name not in hints:
+                yield inner, str(name), list(hints)
+            else:
+                yield from _unknown(hints[name], entry, inner)
+    elif isinstance(value, Mapping) and len(arguments) == 2:
+        for name, entry in value.items():
+            yield from _unknown(arguments[1], entry, f"{place}[{name!r}]")
+    elif isinstance(value, (list, tuple)) and arguments:
+        for index, entry in enumerate(value):
+            yield from _unknown(arguments[0], entry, f"{place}[{index}]")
+
+
+def _bare(kind: Any) -> Any:
+    """The X of `X | None` and of `Annotated[X, ...]`."""
+    while True:
+        parts = [part for part in typing.get_args(kind) if part is not type(None)]
+        origin = typing.get_origin(kind)
+        if origin is Annotated or (origin in _UNIONS and len(parts) == 1):
+            kind = parts[0]
+        else:
+            return kind
