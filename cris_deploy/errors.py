@@ -37,14 +37,6 @@ class EngineTimeoutError(CrisError, TimeoutError):
     """A wait took longer than the engine's `timeout`; what was waited for may still come."""
 
 
-class ExportError(CrisError):
-    """An export failed before a bundle existed."""
-
-
-class ParityError(ExportError):
-    """The exported graph does not give the checkpoint's masks within the asked budget."""
-
-
 class KernelError(CrisError):
     """The compiled extension is present but cannot be loaded: it was built wrongly."""
 

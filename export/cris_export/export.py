@@ -19,12 +19,13 @@ from cris_deploy.bundle import reading as bundles
 from cris_deploy.bundle.fingerprints import fingerprint
 from cris_deploy.bundle.manifest import DEFAULT_MIN_IOU, MOST_SAMPLES, Quantisation, TypeShare
 from cris_deploy.bundle.plans import PlanRecord
-from cris_deploy.bundle.reading import BundleWriter, GraphName, Precision
-from cris_deploy.errors import InputError, ParityError
+from cris_deploy.bundle.reading import GraphName, Precision
+from cris_deploy.errors import InputError
 from cris_deploy.machine.versions import version_of
 from cris_deploy.pixels.mask import mask_from_logits
 from cris_deploy.proof.gate import Bound, check_logit_budget, is_visible, nothing_to_see
 from cris_deploy.words.tokenizer import Tokenizer
+from cris_export.errors import ParityError
 from cris_export.graph import trace
 from cris_export.graph.stages import build_stages
 from cris_export.graph.tokenizer import write_tokenizer
@@ -40,6 +41,7 @@ from cris_export.precision.shares import type_share
 from cris_export.proof import samples, verify
 from cris_export.proof.float32 import Reference, measure_stages, write_reference
 from cris_export.proof.samples import Answer, SampleSource
+from cris_export.write import BundleWriter
 from cris_train import checkpoint as checkpoints
 from cris_train.checkpoint import Checkpoint
 from cris_train.model import Cris

@@ -14,13 +14,14 @@ import torch
 
 from cris_deploy.bundle.manifest import Route
 from cris_deploy.bundle.reading import WEIGHTS, Bundle, GraphName, Precision
-from cris_deploy.errors import CheckpointError, ParityError
+from cris_deploy.errors import CheckpointError
 from cris_deploy.execution.backends import winograd
 from cris_deploy.proof.check import check
 from cris_deploy.proof.gate import Bound
 from cris_deploy.words.tokenizer import Tokenizer
 from cris_export import export as module
 from cris_export.cli import main as cli
+from cris_export.errors import ParityError
 from cris_export.export import ExportOptions, export
 from cris_export.proof import samples
 from cris_train import checkpoint

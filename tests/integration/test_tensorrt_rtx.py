@@ -19,7 +19,8 @@ from cris_deploy.bundle import plans
 from cris_deploy.bundle.manifest import NumberType
 from cris_deploy.bundle.plans import Host, PlanRecord, RuntimeName
 from cris_deploy.bundle.reading import Bundle, GraphName, Precision
-from cris_deploy.errors import BackendError, ExportError, InputError
+from cris_deploy.errors import BackendError, InputError
+from cris_export.errors import ExportError
 from cris_export.export import ExportOptions, export
 from cris_export.plans import builder as tensorrt_builder
 from cris_export.plans.build import EngineKind, EngineOptions, build_engines

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from cris_deploy.errors import ExportError
 from cris_deploy.execution.backends import one_line
+from cris_export.errors import ExportError
 from cris_train.model import Cris
 
 

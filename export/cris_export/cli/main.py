@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from cris_deploy.bundle.manifest import DEFAULT_MIN_IOU
 from cris_deploy.cli import guarded
-from cris_deploy.errors import ParityError
 from cris_export.cli import build as engine_cli
 from cris_export.cli import check as check_cli
+from cris_export.errors import ParityError
 
 if TYPE_CHECKING:
     from cris_export.export import ExportReport

@@ -14,7 +14,8 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from cris_deploy.errors import ExportError, InputError
+from cris_deploy.errors import InputError
+from cris_export.errors import ExportError
 from cris_export.graph.stages import Stages
 from cris_train.model import CrisConfig
 

@@ -21,9 +21,10 @@ from cris_deploy.bundle import plans
 from cris_deploy.bundle.manifest import GraphName
 from cris_deploy.bundle.plans import PlanRecord, RuntimeName
 from cris_deploy.bundle.reading import Bundle
-from cris_deploy.errors import BackendError, ExportError, InputError
+from cris_deploy.errors import BackendError, InputError
 from cris_deploy.files import write_atomically
 from cris_deploy.machine.gpu import Gpu, Survey, survey_gpus
+from cris_export.errors import ExportError
 from cris_export.plans import builder as tensorrt_builder
 from cris_export.plans.builder import Built, Settings, Source
 from cris_export.plans.watch import BuildLog, TimingCache

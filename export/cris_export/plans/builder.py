@@ -17,7 +17,8 @@ from typing import Any
 
 from cris_deploy.bundle.manifest import GraphName, GraphSpec, Precision
 from cris_deploy.bundle.plans import Profile, RuntimeName, ShapeRange
-from cris_deploy.errors import BackendError, ExportError
+from cris_deploy.errors import BackendError
+from cris_export.errors import ExportError
 from cris_export.plans.graph import readable
 from cris_export.plans.types import TypeCount, count_kernels, count_types, type_name
 from cris_export.plans.watch import (

@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from cris_deploy.errors import ExportError, InputError
+from cris_deploy.errors import InputError
 from cris_deploy.files import write_atomically
+from cris_export.errors import ExportError
 
 _ERRORS = ("ERROR", "INTERNAL_ERROR")
 # What TensorRT, CUDA and the C++ library say of memory; only looked at when a build has failed,

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from cris_deploy.errors import ExportError
+from cris_export.errors import ExportError
 from cris_export.precision.rules import FLOAT16_MAX, NO_ISLANDS, Islands
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)

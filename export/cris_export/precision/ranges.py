@@ -24,7 +24,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from cris_deploy.errors import ExportError
+from cris_export.errors import ExportError
 
 Feed = Mapping[str, NDArray[Any]]
 

@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from cris_deploy.bundle.manifest import GraphName, NumberType, TypeShare
-from cris_deploy.errors import ExportError
+from cris_export.errors import ExportError
 from cris_export.precision.rules import PRODUCTS
 
 _TYPES = {

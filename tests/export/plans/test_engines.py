@@ -15,8 +15,9 @@ import pytest
 from cris_deploy.bundle import plans
 from cris_deploy.bundle.plans import Host, PlanRecord, RuntimeName
 from cris_deploy.bundle.reading import ENGINES, MANIFEST, Bundle, GraphName
-from cris_deploy.errors import BackendError, BundleError, ExportError, InputError
+from cris_deploy.errors import BackendError, BundleError, InputError
 from cris_deploy.machine.gpu import Gpu, Survey
+from cris_export.errors import ExportError
 from cris_export.plans import build as engines
 from cris_export.plans.build import EngineKind, EngineOptions, build_engines, choose_engine
 from cris_export.plans.watch import interruptible

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from cris_deploy.errors import BackendError, ExportError, InputError
+from cris_deploy.errors import BackendError, InputError
+from cris_export.errors import ExportError
 from cris_export.plans import planner
 from cris_export.plans.build import EngineKind, EngineOptions
 from cris_export.plans.planner import Planner

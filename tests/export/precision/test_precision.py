@@ -11,8 +11,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto
 
-from cris_deploy.errors import ExportError
 from cris_deploy.execution.backends.onnxruntime import _Session
+from cris_export.errors import ExportError
 from cris_export.precision.emulate import emulate_float16
 from cris_export.precision.float16 import to_float16
 from cris_export.precision.int8.half import with_steps

@@ -14,8 +14,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from cris_deploy.bundle.manifest import GraphName, Quantisation
-from cris_deploy.errors import ParityError
 from cris_deploy.machine.cpu import EXACT_LEVELS
+from cris_export.errors import ParityError
 from cris_export.precision.int8.calibration import Observation, observe
 from cris_export.precision.int8.equalise import equalise, find_moves
 from cris_export.precision.int8.quantise import halve_maps, quantise, quantise_embedding
