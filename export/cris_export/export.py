@@ -30,7 +30,7 @@ from cris_export.graph import trace
 from cris_export.graph.stages import build_stages
 from cris_export.graph.tokenizer import write_tokenizer
 from cris_export.graph.weights import WeightFile, compose_full
-from cris_export.plans.build import EngineKind, EngineOptions
+from cris_export.plans.options import NO_PLANS, PlanOptions
 from cris_export.plans.planner import Planner
 from cris_export.precision.float16 import to_float16
 from cris_export.precision.int8.half import find_float_islands
@@ -52,7 +52,6 @@ SCRATCH = ".float32"
 MOST_CALIBRATION = 128
 # Edges of objects move by a pixel in int8; what is segmented, and the mIoU on a data set, do not.
 INT8_MIN_IOU = 0.95
-NO_ENGINES = EngineOptions(EngineKind.NONE)
 # The paper and the reference cut probabilities here.
 THRESHOLD = 0.35
 VERSIONS_OF = ("cris-deploy", "torch", "open_clip_torch", "onnx", "onnxscript", "onnxruntime")
@@ -87,7 +86,7 @@ class ExportOptions:
         max_logit_error: Largest error of a sample's logits relative to their deviation; None for
             what `cris_deploy.proof.gate` gives for the precision and the arithmetic that runs.
         opset: ONNX operator set.
-        engines: Plans to build; none if not given.
+        plans: Plans to build; none if not given.
         asked: What has to prove the bundle beside ONNX Runtime on the CPU; what `auto` takes here
             if nothing is asked for.
         gate: Off hands over a bundle that failed, and its manifest says so: to measure with.
@@ -103,7 +102,7 @@ class ExportOptions:
     min_iou: float | None = None
     min_correlation: float | None = None
     opset: int = trace.DEFAULT_OPSET
-    engines: EngineOptions = NO_ENGINES
+    plans: PlanOptions = NO_PLANS
     max_logit_error: float | None = None
     asked: verify.Asked = verify.NOTHING_ASKED
     gate: bool = True
@@ -152,7 +151,7 @@ class ExportReport:
         parity: The gate's figures.
         types: Nodes, bytes and multiply-adds per type.
         sizes: File name -> bytes, of all files that the manifest lists.
-        plans: The engines that were built.
+        plans: What the sidecars of the plans say that were built.
         warnings: What went wrong with that was not asked for.
     """
 
@@ -179,7 +178,7 @@ def export(options: ExportOptions, step: Callable[[str], None] = lambda _: None)
         ParityError: the exported graphs missed a bound of the gate; no bundle was left behind.
     """
     verify.require(options.asked)
-    planner = Planner(options.engines, step)  # what cannot be had is refused before the work
+    planner = Planner(options.plans, step)  # what cannot be had is refused before the work
     sources = _read_pairs(options.samples, "--samples")
     if len(sources) > MOST_SAMPLES:
         raise InputError(f"--samples {options.samples}: give at most {MOST_SAMPLES:,} lines")

@@ -180,7 +180,7 @@ def test_one_graph_serves_all(report: ExportReport) -> None:
 
 def test_tensorrt_rtx_builds_it(report: ExportReport) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
-    arguments = ["--bundle", str(report.bundle), "--engine", "tensorrt-rtx", "--target", "sm86"]
+    arguments = ["build", str(report.bundle), "--engine", "tensorrt-rtx", "--target", "sm86"]
     assert cli.main(arguments) == 0
     assert len(list((report.bundle / "engines").glob("*.plan"))) == len(GraphName)
     with Engine(report.bundle, device="cpu") as engine:  # plans do not concern the rest

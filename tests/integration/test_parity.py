@@ -290,7 +290,7 @@ import sys
 for name in ("torch", "torchvision", "open_clip", "onnx", "onnxscript", "onnx_ir", "nncf"):
     sys.modules[name] = None  # importing it raises ImportError
 from cris_export.cli.main import main
-sys.exit(main(["--check", {str(sound)!r}]))
+sys.exit(main(["check", {str(sound)!r}]))
 """
     root = Path(__file__).parents[2]
     result = subprocess.run(

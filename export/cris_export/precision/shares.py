@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx
 from onnx import TensorProto, helper
 
-from cris_deploy.bundle.manifest import GraphName, NumberType, TypeShare
+from cris_deploy.bundle.manifest import NumberType, TypeShare
 from cris_export.errors import ExportError
 from cris_export.precision.rules import PRODUCTS
 
@@ -71,35 +70,6 @@ def type_share(proto: onnx.ModelProto, islands: Mapping[str, str] | None = None)
             width = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
             weights[stored] = weights.get(stored, 0) + math.prod(tensor.dims) * width
     return TypeShare(nodes, weights, products, conversions, dict(islands or {}))
-
-
-def describe_types(types: Mapping[GraphName, TypeShare]) -> str:
-    """Give the table of all graphs' types, and why parts of a float16 graph stay float32."""
-    lines = [f"{'graph':<15}{'type':<9}{'nodes':>13}{'weights':>20}{'multiply-adds':>19}  casts"]
-    for name, share in types.items():
-        label, casts = str(name), f"{share.conversions:>7}"
-        for number in NumberType:
-            if not share.nodes.get(number) and not share.weight_bytes.get(number):
-                continue
-            cells = (
-                f"{share.nodes.get(number, 0):>5}{_percent(share.nodes, number)}"
-                f"{share.weight_bytes.get(number, 0) / 1e6:>9.1f} MB"
-                f"{_percent(share.weight_bytes, number)}"
-                f"{share.multiply_adds.get(number, 0) / 1e9:>9.2f} G"
-                f"{_percent(share.multiply_adds, number)}"
-            )
-            lines.append(f"{label:<15}{number:<9}{cells}{casts}")
-            label = casts = ""
-    for name, share in types.items():
-        if share.islands and name is not GraphName.FULL:
-            counts = Counter(share.islands.values()).most_common()
-            reasons = ", ".join(f"{count} for {rule}" for rule, count in counts)
-            lines.append(f"float32 islands of {name}: {len(share.islands)} nodes ({reasons})")
-    return "\n".join(lines)
-
-
-def _percent(counts: Mapping[NumberType, int], number: NumberType) -> str:
-    return f"{100 * counts.get(number, 0) / max(1, sum(counts.values())):>6.1f} %"
 
 
 def multiply_adds(node: onnx.NodeProto, shapes: Shapes) -> int:

@@ -18,14 +18,15 @@ from cris_deploy.bundle.reading import ENGINES, MANIFEST, Bundle, GraphName
 from cris_deploy.errors import BackendError, BundleError, InputError
 from cris_deploy.machine.gpu import Gpu, Survey
 from cris_export.errors import ExportError
-from cris_export.plans import build as engines
-from cris_export.plans.build import EngineKind, EngineOptions, build_engines, choose_engine
+from cris_export.plans.build import build_plans
+from cris_export.plans.choose import choose_builder
+from cris_export.plans.options import PlanKind, PlanOptions
 from cris_export.plans.watch import interruptible
 from tests.stand_ins.fake_tensorrt_builder import BuilderFlag, DataType, FakeTensorRT, Severity
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", "sm90", 80 << 30)
 RTX_3090 = Gpu("NVIDIA GeForce RTX 3090", "sm86", 24 << 30)
-TENSORRT = EngineOptions(EngineKind.TENSORRT)
+TENSORRT = PlanOptions(PlanKind.TENSORRT)
 
 
 class FakeRtx(FakeTensorRT):
@@ -47,7 +48,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         gpu: Gpu | None, tensorrt: FakeTensorRT | None = None, rtx: FakeTensorRT | None = None
     ) -> None:
         survey = Survey((gpu,), None) if gpu else Survey((), "there is no NVIDIA driver")
-        monkeypatch.setattr(engines, "survey_gpus", lambda: survey)
+        monkeypatch.setattr("cris_export.plans.choose.survey_gpus", lambda: survey)
         # None in sys.modules makes an import fail as if the package were not installed.
         monkeypatch.setitem(sys.modules, "tensorrt", tensorrt)
         monkeypatch.setitem(sys.modules, "tensorrt_rtx", rtx)
@@ -68,14 +69,14 @@ def by_name(records: tuple[PlanRecord, ...]) -> tuple[PlanRecord, ...]:
         ({"max_expressions": -1}, "--max-expressions must be at least 1"),
         ({"workspace_mib": 0}, "--workspace must be at least 1"),
         (
-            {"engine": EngineKind.NONE, "targets": ("sm86",), "version_compatible": True},
+            {"kind": PlanKind.NONE, "targets": ("sm86",), "version_compatible": True},
             "--target, --version-compatible: --engine none builds nothing",
         ),
     ],
 )
 def test_options_that_cannot_be_used_name_the_flag(options, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        EngineOptions(**options)
+        PlanOptions(**options)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,7 @@ def test_auto_takes_the_engine_for_the_gpu_or_for_the_targets(
     here, gpu: Gpu | None, installed: str, targets: tuple[str, ...], chosen: tuple[str, ...]
 ) -> None:
     here(gpu, FakeTensorRT() if installed == "both" else None, FakeRtx())
-    choice = choose_engine(EngineOptions(targets=targets), pytest.fail)
+    choice = choose_builder(PlanOptions(targets=targets), pytest.fail)
     assert choice is not None
     assert (choice.runtime, choice.targets) == chosen
     assert choice.gpu == (gpu if choice.runtime is RuntimeName.TENSORRT else None)
@@ -111,14 +112,14 @@ def test_auto_takes_the_engine_for_the_gpu_or_for_the_targets(
 def test_auto_that_builds_nothing_says_why(here, gpu: Gpu | None, reason: list[str]) -> None:
     here(gpu, None, FakeRtx())
     said: list[str] = []
-    assert choose_engine(EngineOptions(), said.append) is None
+    assert choose_builder(PlanOptions(), said.append) is None
     assert len(said) == 1
-    assert said[0].startswith("no engine is built")
+    assert said[0].startswith("no plan is built")
     assert all(part in said[0] for part in reason)
 
 
 def test_none_builds_nothing_and_asks_nothing(here, own_bundle: Path) -> None:
-    assert build_engines(own_bundle, EngineOptions(EngineKind.NONE), pytest.fail) == ()
+    assert build_plans(own_bundle, PlanOptions(PlanKind.NONE), pytest.fail) == ()
     assert not (own_bundle / ENGINES).exists()
 
 
@@ -141,7 +142,7 @@ def test_none_builds_nothing_and_asks_nothing(here, own_bundle: Path) -> None:
 def test_tensorrt_by_name_that_cannot_be_had(here, gpu, tensorrt, options, error, message) -> None:
     here(gpu, tensorrt and FakeTensorRT(tensorrt), FakeRtx())
     with pytest.raises(error, match=message):
-        choose_engine(dataclasses.replace(TENSORRT, **options), pytest.fail)
+        choose_builder(dataclasses.replace(TENSORRT, **options), pytest.fail)
 
 
 @pytest.mark.parametrize(
@@ -164,17 +165,17 @@ def test_tensorrt_by_name_that_cannot_be_had(here, gpu, tensorrt, options, error
 def test_rtx_by_name_that_cannot_be_had(here, gpu, rtx, options, error, message) -> None:
     here(gpu, None, FakeRtx() if rtx else None)
     with pytest.raises(error, match=message):
-        choose_engine(EngineOptions(EngineKind.TENSORRT_RTX, **options), pytest.fail)
+        choose_builder(PlanOptions(PlanKind.TENSORRT_RTX, **options), pytest.fail)
 
 
 def test_auto_with_flags_of_tensorrt_does_not_take_another_engine(here) -> None:
-    options = EngineOptions(version_compatible=True)
+    options = PlanOptions(version_compatible=True)
     here(RTX_3090, None, FakeRtx())
     with pytest.raises(BackendError, match="--engine tensorrt: it cannot be imported"):
-        choose_engine(options, pytest.fail)
+        choose_builder(options, pytest.fail)
     here(None, FakeTensorRT(), FakeRtx())
     with pytest.raises(BackendError, match=r"--version-compatible: .* there is no NVIDIA driver"):
-        choose_engine(options, pytest.fail)
+        choose_builder(options, pytest.fail)
 
 
 def test_tensorrt_is_given_typed_networks_and_nothing_that_changes_them(
@@ -183,7 +184,7 @@ def test_tensorrt_is_given_typed_networks_and_nothing_that_changes_them(
     trt = FakeTensorRT()
     here(H100, trt)
     said: list[str] = []
-    records = build_engines(own_bundle, TENSORRT, said.append)
+    records = build_plans(own_bundle, TENSORRT, said.append)
     assert [record.graph for record in records] == list(GraphName)
     assert [build.network.flags for build in trt.builds] == [1 << 1] * 4
     assert all(build.config.flags == set() for build in trt.builds)  # TF32 is on by default
@@ -210,7 +211,7 @@ def test_profiles_span_images_and_expressions(here, own_bundle: Path) -> None:
     trt = FakeTensorRT()
     here(H100, trt)
     options = dataclasses.replace(TENSORRT, max_batch=4, max_expressions=16)
-    records = {record.graph: record for record in build_engines(own_bundle, options)}
+    records = {record.graph: record for record in build_plans(own_bundle, options)}
     first = {
         graph: [
             {name: tuple(shape[0] for shape in shapes) for name, shapes in profile.shapes.items()}
@@ -246,7 +247,7 @@ def test_profiles_span_images_and_expressions(here, own_bundle: Path) -> None:
 
 def test_with_one_image_at_most_the_decoder_needs_one_profile(here, own_bundle: Path) -> None:
     here(H100, FakeTensorRT())
-    records = build_engines(own_bundle, dataclasses.replace(TENSORRT, max_batch=1))
+    records = build_plans(own_bundle, dataclasses.replace(TENSORRT, max_batch=1))
     assert [len(record.profiles) for record in records] == [1, 1, 1, 1]
 
 
@@ -256,7 +257,7 @@ def test_compatible_modes_and_workspace_reach_the_builder(here, own_bundle: Path
     options = dataclasses.replace(
         TENSORRT, version_compatible=True, hardware_compatible=True, workspace_mib=512
     )
-    records = build_engines(own_bundle, options)
+    records = build_plans(own_bundle, options)
     level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     for build, record in zip(trt.builds, records, strict=True):
         assert build.config.flags == {BuilderFlag.VERSION_COMPATIBLE}
@@ -274,11 +275,11 @@ def test_timings_go_from_graph_to_graph_and_into_the_file(
     here(H100, trt)
     path = tmp_path / "timings"
     options = dataclasses.replace(TENSORRT, timing_cache=path)
-    build_engines(own_bundle, options, lambda _: None)
+    build_plans(own_bundle, options, lambda _: None)
     assert [build.cache for build in trt.builds] == [b"cache:" + b"+" * n for n in range(4)]
     assert path.read_bytes() == b"cache:++++"
     said: list[str] = []
-    build_engines(own_bundle, options, said.append)
+    build_plans(own_bundle, options, said.append)
     assert trt.builds[4].cache == b"cache:++++"
     assert path.read_bytes() == b"cache:" + b"+" * 8
     assert not any("timing cache" in line for line in said)
@@ -293,7 +294,7 @@ def test_an_unusable_timing_cache_is_said_and_replaced(
     path = tmp_path / "timings"
     path.write_bytes(content)
     said: list[str] = []
-    build_engines(own_bundle, dataclasses.replace(TENSORRT, timing_cache=path), said.append)
+    build_plans(own_bundle, dataclasses.replace(TENSORRT, timing_cache=path), said.append)
     assert sum(f"timing cache {path} is damaged, or of another" in line for line in said) == 1
     assert trt.builds[0].cache == b"cache:"
     assert path.read_bytes() == b"cache:++++"
@@ -304,9 +305,10 @@ def test_a_timing_cache_that_cannot_be_written_is_refused_first(
 ) -> None:
     trt = FakeTensorRT()
     here(H100, trt)
-    for path in (tmp_path / "no" / "timings", tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for path in (tmp_path / "file" / "timings", tmp_path):
         with pytest.raises(InputError, match=r"--timing-cache .* cannot be used"):
-            build_engines(own_bundle, dataclasses.replace(TENSORRT, timing_cache=path))
+            build_plans(own_bundle, dataclasses.replace(TENSORRT, timing_cache=path))
     assert trt.builds == []
 
 
@@ -320,7 +322,7 @@ def test_a_builder_that_does_not_start_says_why(here, own_bundle: Path) -> None:
     trt.Builder = refuse
     here(H100, trt)
     with pytest.raises(BackendError, match=r"cannot start its builder: CUDA init.* error: 35"):
-        build_engines(own_bundle, TENSORRT)
+        build_plans(own_bundle, TENSORRT)
     assert not (own_bundle / ENGINES).exists()
 
 
@@ -347,17 +349,17 @@ def test_a_failed_build_says_why_and_keeps_the_log(
 ) -> None:
     trt = FakeTensorRT()
     here(H100, trt)
-    before = build_engines(own_bundle, TENSORRT)
+    before = build_plans(own_bundle, TENSORRT)
     trt.plan, trt.says = None, [*says, (Severity.VERBOSE, "tactic 7")]
     with pytest.raises(ExportError, match=message) as error:
-        build_engines(own_bundle, TENSORRT)
+        build_plans(own_bundle, TENSORRT)
     log = own_bundle / ENGINES / "full.tensorrt.sm90.plan.failed.log"
     assert str(log) in str(error.value)
     assert "[VERBOSE] tactic 7\n" in log.read_text()
     bundle = Bundle.open(own_bundle)
     assert plans.read_plans(bundle) == by_name(before)
     trt.plan, trt.says = np.frombuffer(b"newer", np.uint8), []
-    records = build_engines(own_bundle, TENSORRT)
+    records = build_plans(own_bundle, TENSORRT)
     assert not log.exists()
     assert plans.read_plan(bundle, records[0]) == b"newer"
 
@@ -376,7 +378,7 @@ def test_what_came_out_is_looked_at(here, own_bundle: Path, change, message: str
     vars(trt).update(change)
     here(H100, trt)
     with pytest.raises(ExportError, match=message):
-        build_engines(own_bundle, TENSORRT)
+        build_plans(own_bundle, TENSORRT)
     assert plans.read_plans(Bundle.open(own_bundle)) == ()
 
 
@@ -400,10 +402,10 @@ def test_a_network_of_another_type_than_the_bundle_is_refused(
     trt.products = products
     here(H100, trt)
     if message is None:
-        assert len(build_engines(own_bundle, TENSORRT)) == 4
+        assert len(build_plans(own_bundle, TENSORRT)) == 4
         return
     with pytest.raises(ExportError, match=message):
-        build_engines(own_bundle, TENSORRT)
+        build_plans(own_bundle, TENSORRT)
     assert trt.builds == []
 
 
@@ -418,7 +420,7 @@ def test_a_build_that_is_stopped_leaves_the_bundle_as_it_was(
     trt = FakeTensorRT()
     here(H100, trt)
     if earlier:
-        build_engines(own_bundle, TENSORRT)
+        build_plans(own_bundle, TENSORRT)
     before = files(own_bundle)
 
     def stop_at_the_third(line: str) -> None:
@@ -427,7 +429,7 @@ def test_a_build_that_is_stopped_leaves_the_bundle_as_it_was(
 
     trt.plan = np.frombuffer(b"another plan", np.uint8)
     with pytest.raises(KeyboardInterrupt):
-        build_engines(own_bundle, TENSORRT, stop_at_the_third)
+        build_plans(own_bundle, TENSORRT, stop_at_the_third)
     assert files(own_bundle) == before
     assert (own_bundle / ENGINES).exists() is earlier
 
@@ -443,7 +445,7 @@ def test_a_bundle_that_is_replaced_during_a_build_gets_no_plan_into_its_manifest
             manifest.write_text(manifest.read_text().replace("2026-11-22", "2026-11-23"))
 
     with pytest.raises(BundleError, match="was changed while plans were built for it"):
-        build_engines(own_bundle, TENSORRT, replace)
+        build_plans(own_bundle, TENSORRT, replace)
     assert Bundle.open(own_bundle).manifest.plans == {}
 
 
@@ -451,7 +453,7 @@ def test_a_manifest_that_cannot_be_written_lists_nothing(
     here, own_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here(H100, FakeTensorRT())
-    write = files.write_atomically
+    write = plans.write_atomically
 
     def no_room(path: Path, content: bytes) -> None:
         if path.name == MANIFEST:
@@ -461,7 +463,7 @@ def test_a_manifest_that_cannot_be_written_lists_nothing(
     monkeypatch.setattr(plans, "write_atomically", no_room)
     before = (own_bundle / MANIFEST).read_bytes()
     with pytest.raises(ExportError, match="cannot be written: no space left"):
-        build_engines(own_bundle, TENSORRT)
+        build_plans(own_bundle, TENSORRT)
     assert (own_bundle / MANIFEST).read_bytes() == before
     monkeypatch.undo()
 
@@ -472,7 +474,7 @@ def test_what_a_killed_build_left_is_cleared(here, own_bundle: Path) -> None:
     leftover.mkdir(parents=True)
     (leftover / "full.tensorrt.sm90.plan").write_bytes(b"half a pl")
     assert plans.read_plans(Bundle.open(own_bundle)) == ()
-    build_engines(own_bundle, TENSORRT)
+    build_plans(own_bundle, TENSORRT)
     assert not leftover.exists()
 
 
@@ -481,10 +483,10 @@ def test_two_builds_in_one_bundle_are_kept_apart(here, own_bundle: Path) -> None
 
     def build_inside(line: str) -> None:
         if line.startswith("building full"):
-            build_engines(own_bundle, TENSORRT)
+            build_plans(own_bundle, TENSORRT)
 
     with pytest.raises(ExportError, match="another cris-export builds plans in"):
-        build_engines(own_bundle, TENSORRT, build_inside)
+        build_plans(own_bundle, TENSORRT, build_inside)
 
 
 def test_an_interrupt_stops_the_builder_at_its_next_step() -> None:
@@ -518,7 +520,7 @@ def test_a_step_that_raises_during_a_build_is_raised_after_it(
             raise BrokenPipeError("nobody reads")
 
     with pytest.raises(BrokenPipeError, match="nobody reads"):
-        build_engines(own_bundle, TENSORRT, closed)
+        build_plans(own_bundle, TENSORRT, closed)
     assert said[-1] == "full: Building 1/2"
 
 
@@ -526,7 +528,7 @@ def test_a_folder_that_cannot_be_written_is_named(here, own_bundle: Path) -> Non
     here(H100, FakeTensorRT())
     (own_bundle / ENGINES).write_text("a file in the way")
     with pytest.raises(ExportError, match=r"engines cannot be written: .*File exists"):
-        build_engines(own_bundle, TENSORRT)
+        build_plans(own_bundle, TENSORRT)
 
 
 def test_a_damaged_bundle_is_refused_before_anything_is_built(here, own_bundle: Path) -> None:
@@ -534,5 +536,5 @@ def test_a_damaged_bundle_is_refused_before_anything_is_built(here, own_bundle: 
     here(H100, trt)
     (own_bundle / "full.onnx").unlink()
     with pytest.raises(BundleError, match=r"full\.onnx is missing"):
-        build_engines(own_bundle, TENSORRT)
+        build_plans(own_bundle, TENSORRT)
     assert trt.builds == []
