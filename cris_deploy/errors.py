@@ -47,3 +47,8 @@ class DataError(CrisError):
 
 class TrainingError(CrisError):
     """Training cannot start or go on; says which value and what to do."""
+
+
+def one_line(error: BaseException) -> str:
+    """Give an error's message without its line breaks."""
+    return " ".join(str(error).split())

@@ -21,7 +21,7 @@ from cris_deploy.bundle import plans
 from cris_deploy.bundle.manifest import GraphName, GraphSpec, Precision
 from cris_deploy.bundle.plans import RuntimeName
 from cris_deploy.bundle.reading import Bundle
-from cris_deploy.errors import BackendError
+from cris_deploy.errors import BackendError, one_line
 from cris_deploy.execution.backends import (
     BackendName,
     Compute,
@@ -29,7 +29,6 @@ from cris_deploy.execution.backends import (
     Graph,
     Runtime,
     Settings,
-    one_line,
 )
 from cris_deploy.execution.backends.tensorrt_plan import Plan, make_log
 from cris_deploy.execution.cuda.device import Lane, open_device

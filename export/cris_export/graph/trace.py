@@ -92,7 +92,7 @@ def _trace(
 ) -> ir.Model:
     batch = torch.export.Dim("batch", min=1, max=4096)
     try:
-        with _quiet():
+        with quiet(), _unfused():
             program = torch.onnx.export(
                 module,
                 args,
@@ -181,14 +181,12 @@ def _drop_provenance(model: ir.Model) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the exporter's progress and advice off the user's screen; its errors still raise."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    fast = torch.backends.mha.get_fastpath_enabled()
-    logger.setLevel(logging.ERROR)
-    # The fused path of nn.MultiheadAttention has no ONNX form.
-    torch.backends.mha.set_fastpath_enabled(False)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with (
             warnings.catch_warnings(),
@@ -198,5 +196,16 @@ def _quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _unfused() -> Iterator[None]:
+    """Do without the fused path of nn.MultiheadAttention, which has no ONNX form."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
         torch.backends.mha.set_fastpath_enabled(fast)

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from cris_deploy.bundle.plans import PlanRecord
-from cris_deploy.errors import BackendError
-from cris_deploy.execution.backends import one_line
+from cris_deploy.errors import BackendError, one_line
 from cris_export.plans.build import build_plans
 from cris_export.plans.choose import choose_builder
 from cris_export.plans.options import PlanOptions
