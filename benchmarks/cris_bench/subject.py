@@ -17,7 +17,8 @@ from cris_deploy.bundle.manifest import DEFAULT_MIN_IOU, GraphName, Manifest, Pr
 from cris_deploy.bundle.reading import MANIFEST, Bundle
 from cris_deploy.errors import InputError
 from cris_deploy.execution.backends import Compute, Device
-from cris_export.export import INT8_MIN_IOU, ExportOptions, export
+from cris_export.export import export
+from cris_export.options import INT8_MIN_IOU, ExportOptions
 from cris_export.plans.options import NO_PLANS, PlanKind, PlanOptions
 from cris_export.proof.samples import PACKAGED
 from cris_train import checkpoint as checkpoints

@@ -26,7 +26,8 @@ from cris_deploy.proof.gate import Bound
 from cris_deploy.words.tokenizer import Tokenizer
 from cris_export.cli import main as cli
 from cris_export.errors import ParityError
-from cris_export.export import ExportOptions, ExportReport, export
+from cris_export.export import ExportReport, export
+from cris_export.options import ExportOptions
 from cris_train import checkpoint
 from cris_train.model import Cris, CrisConfig
 from tests.helpers.models import randomised

@@ -20,7 +20,8 @@ from cris_deploy.machine.cpu import EXACT_LEVELS, Cpu
 from cris_deploy.pixels import image as images
 from cris_deploy.words.tokenizer import Tokenizer
 from cris_export.cli import main as cli
-from cris_export.export import ExportOptions, ExportReport, export
+from cris_export.export import ExportReport, export
+from cris_export.options import ExportOptions
 from cris_export.precision.int8 import stage
 from cris_train import checkpoint
 from cris_train.model import Cris, CrisConfig

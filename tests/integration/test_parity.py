@@ -22,7 +22,8 @@ from cris_deploy.words.tokenizer import Tokenizer
 from cris_export import export as module
 from cris_export.cli import main as cli
 from cris_export.errors import ParityError
-from cris_export.export import ExportOptions, export
+from cris_export.export import export
+from cris_export.options import ExportOptions
 from cris_export.proof import samples
 from cris_train import checkpoint
 from cris_train.model import Cris, CrisConfig
@@ -275,7 +276,7 @@ def test_many_samples_stay_small(model: Cris, sound: Path, tmp_path: Path) -> No
         samples.SampleSource(tmp_path / name, f"thing {n}") for n in range(6) for name in names
     ]
     tokenizer = Tokenizer.from_file(Bundle.open(sound).tokenizer, model.config.word_len)
-    written = module._write_samples(tmp_path, samples.answer_samples(model, pairs, tokenizer))
+    written = samples.write_samples(tmp_path, samples.answer_samples(model, pairs, tokenizer))
     with_features = [sample for sample in written if sample.scene is not None]
     assert len(written) == 24
     assert len(with_features) == 2 * 4

@@ -21,7 +21,8 @@ from cris_deploy.bundle.plans import Host, PlanRecord, RuntimeName
 from cris_deploy.bundle.reading import Bundle, GraphName, Precision
 from cris_deploy.errors import BackendError, InputError
 from cris_export.errors import ExportError
-from cris_export.export import ExportOptions, export
+from cris_export.export import export
+from cris_export.options import ExportOptions
 from cris_export.plans import builder as tensorrt_builder
 from cris_export.plans.build import build_plans
 from cris_export.plans.builder import Built, Settings, Source, build_plan

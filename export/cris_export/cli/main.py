@@ -49,7 +49,8 @@ def _export(given: Sequence[str]) -> int:
     args = _parser().parse_args(given)
     # torch takes seconds to import: not for --help or a mistyped flag
     from cris_deploy.bundle.reading import Precision
-    from cris_export.export import ExportOptions, export
+    from cris_export.export import export
+    from cris_export.options import ExportOptions
     from cris_export.proof.verify import Asked
 
     stored = Precision.FP16 if args.fp16 else Precision.FP32

@@ -14,7 +14,8 @@ import onnx
 import onnx_ir as ir
 
 from cris_export.errors import ExportError
-from cris_export.precision.rules import FLOAT16_MAX, NO_ISLANDS, Islands
+from cris_export.precision.islands import NO_ISLANDS, Islands
+from cris_export.precision.rules import FLOAT16_MAX
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 

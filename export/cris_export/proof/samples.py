@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cris_deploy.bundle.manifest import Sample
 from cris_deploy.errors import CheckpointError, CrisError, InputError
 from cris_deploy.pixels import image as images
 from cris_deploy.words.tokenizer import Tokenizer
@@ -132,6 +135,51 @@ def answer_samples(
             )
         answers.append(Answer(sample, rgb.shape[0], rgb.shape[1], logits, scene, text))
     return answers
+
+
+def write_samples(folder: Path, answers: Sequence[Answer]) -> tuple[Sample, ...]:
+    """Copy each image once, the FP32 logits of each pair, and the features of those that have any.
+
+    Images keep their names, as far as every system can hold them, so that reports can be read.
+
+    Args:
+        folder: The bundle's; its samples go to `samples/`, which is new.
+        answers: What FP32 PyTorch says.
+
+    Returns:
+        The manifest's records, in the order of the answers.
+    """
+    (folder / "samples").mkdir()
+    copies: dict[Path, str] = {}
+    scenes: dict[Path, str] = {}
+    written = []
+    for index, answer in enumerate(answers):
+        source = answer.source.image
+        if source not in copies:
+            name = re.sub(r"[^A-Za-z0-9._-]", "_", source.name)[-80:]
+            copies[source] = f"samples/{len(copies)}-{name}"
+            shutil.copyfile(source, folder / copies[source])
+        logits = f"samples/logits{index}.npy"
+        np.save(folder / logits, answer.logits)
+        text = None
+        if answer.scene is not None and answer.text is not None:
+            if source not in scenes:
+                scenes[source] = f"samples/scene{len(scenes)}.npz"
+                np.savez_compressed(folder / scenes[source], allow_pickle=False, **answer.scene)
+            text = f"samples/text{index}.npz"
+            np.savez_compressed(folder / text, allow_pickle=False, **answer.text)
+        written.append(
+            Sample(
+                copies[source],
+                answer.source.expression,
+                logits,
+                answer.height,
+                answer.width,
+                scenes.get(source) if text is not None else None,
+                text,
+            )
+        )
+    return tuple(written)
 
 
 def _named(spec: GraphSpec, outputs: tuple[Tensor, ...]) -> Features:

@@ -19,9 +19,10 @@ from cris_export.graph.weights import WeightFile
 from cris_export.precision import layers
 from cris_export.precision.emulate import emulate_float16
 from cris_export.precision.float16 import to_float16
+from cris_export.precision.islands import NO_ISLANDS, Islands, find_islands
 from cris_export.precision.layers import LayerError, compare_layers, worst_layer
 from cris_export.precision.ranges import open_session
-from cris_export.precision.rules import NO_ISLANDS, Islands, RuleName, find_islands
+from cris_export.precision.rules import RuleName
 from cris_export.precision.shares import type_share
 from cris_export.proof.float32 import Reference, graph_file, measure_stages, write_reference
 from cris_export.proof.samples import read_samples
