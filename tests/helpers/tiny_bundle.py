@@ -318,6 +318,20 @@ def change_weights(bundle: Path, name: str, change, *, recorded: bool = True) ->
     raise KeyError(name)
 
 
+def edit(bundle: Path, *keys: str | int, value: object) -> None:
+    """Put a value where `keys` lead in the manifest; KeyError takes away what is there."""
+    path = bundle / MANIFEST
+    document = json.loads(path.read_text())
+    target = document
+    for key in keys[:-1]:
+        target = target[key]
+    if value is KeyError:
+        del target[keys[-1]]
+    else:
+        target[keys[-1]] = value
+    path.write_text(json.dumps(document))
+
+
 def rehash(bundle: Path) -> None:
     """Bring the manifest's hashes and sizes up to date."""
     document = json.loads((bundle / MANIFEST).read_text())
