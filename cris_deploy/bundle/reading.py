@@ -4,7 +4,7 @@
     tokenizer.json    so that the runtime needs neither torch nor open_clip
     *.onnx            the full graph and its three stages
     weights.bin       the weights of all four, stored once
-    engines/          plans for GPUs: all, some or none of those in the manifest (`plans.py`)
+    engines/          plans for GPUs: all, some or none of those in the manifest (`plans`)
     samples/          images and expressions with the FP32 model's logits: the bundle's own test
 
 An export writes it whole or not at all; reading refuses whatever differs from the manifest. Nothing

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from cris_deploy.bundle import plans
-from cris_deploy.bundle.plans import Host, PlanRecord, RuntimeName
+from cris_deploy.bundle.plans import Host, PlanRecord, RuntimeName, listing
 from cris_deploy.bundle.reading import ENGINES, MANIFEST, Bundle, GraphName
 from cris_deploy.errors import BackendError, BundleError, InputError
 from cris_deploy.machine.gpu import Gpu, Survey
@@ -453,14 +453,14 @@ def test_a_manifest_that_cannot_be_written_lists_nothing(
     here, own_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here(H100, FakeTensorRT())
-    write = plans.write_atomically
+    write = listing.write_atomically
 
     def no_room(path: Path, content: bytes) -> None:
         if path.name == MANIFEST:
             raise OSError("no space left on device")
         write(path, content)
 
-    monkeypatch.setattr(plans, "write_atomically", no_room)
+    monkeypatch.setattr(listing, "write_atomically", no_room)
     before = (own_bundle / MANIFEST).read_bytes()
     with pytest.raises(ExportError, match="cannot be written: no space left"):
         build_plans(own_bundle, TENSORRT)
