@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from cris_deploy import arguments
 from cris_deploy.bundle.arrays import read_array
-from cris_deploy.bundle.files import (
+from cris_deploy.bundle.contents import (
     ENGINES,
     MANIFEST,
     TOKENIZER,
@@ -38,7 +38,7 @@ from cris_deploy.bundle.files import (
     file_state,
     read_manifest,
 )
-from cris_deploy.bundle.files import sha256 as _sha256
+from cris_deploy.bundle.contents import sha256 as _sha256
 from cris_deploy.bundle.manifest import (
     FORMAT,
     DType,

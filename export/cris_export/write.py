@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from cris_deploy.bundle.files import ENGINES, MANIFEST, sha256
+from cris_deploy.bundle.contents import ENGINES, MANIFEST, sha256
 from cris_deploy.bundle.manifest import FileRecord, Manifest
 from cris_deploy.errors import BundleError, InputError
 

@@ -40,7 +40,8 @@ from cris_deploy.bundle.reading import (
     TensorSpec,
 )
 from cris_deploy.pixels import image as images
-from cris_deploy.words.tokenizer import END, START, Tokenizer, byte_pair_model
+from cris_deploy.words.cleaning import END, START
+from cris_deploy.words.tokenizer import Tokenizer, byte_pair_model
 from cris_export.write import BundleWriter
 
 SIZE = 64
