@@ -101,10 +101,12 @@ def convert(
             hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(known))}"
             raise error(_ended(f"{where}: {place} is not known; {hint}", remedy))
     try:
-        return msgspec.convert(value, kind)
-    except msgspec.ValidationError as failure:
-        raise error(_ended(f"{where}: {_explain(kind, value, str(failure))}", remedy)) from None
-    except RecursionError:
+        try:
+            return msgspec.convert(value, kind)
+        except msgspec.ValidationError as failure:
+            problem = _explain(kind, value, str(failure))
+        raise error(_ended(f"{where}: {problem}", remedy))
+    except RecursionError:  # of the reading, or of the explaining
         raise error(_ended(f"{where} is nested too deep", remedy)) from None
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -117,6 +118,15 @@ def test_what_is_wrong_is_named(document: Any, message: str) -> None:
         read(document, remedy="do it")
     assert "$" not in str(error.value)
     assert "`" not in str(error.value)
+
+
+@pytest.mark.parametrize("nested", ["[%s]", '{"a": %s}'])
+def test_what_is_nested_too_deep_is_refused_at_any_depth(nested: str) -> None:
+    opening, closing = nested.split("%s")
+    for depth in range(1, sys.getrecursionlimit()):
+        deep = f"{opening * depth}1{closing * depth}"
+        with pytest.raises(BundleError, match=r"x.json"):
+            read(f'{{"format": {deep}}}')
 
 
 def test_newer_format() -> None:
