@@ -15,8 +15,9 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Condition, Thread
 from types import TracebackType
@@ -128,16 +129,24 @@ class Batcher:
         limits: Of batches and of what waits.
         workers: Batches that may run at once: the engine's streams.
         decode_threads: Images that are decoded at once.
+        on_run: Told of every run: "encode" (images) or "segment" (pairs), seconds, how many.
     """
 
     def __init__(
-        self, steps: Steps, limits: Limits, *, workers: int = 1, decode_threads: int = 4
+        self,
+        steps: Steps,
+        limits: Limits,
+        *,
+        workers: int = 1,
+        decode_threads: int = 4,
+        on_run: Callable[[str, float, int], None] | None = None,
     ) -> None:
         workers = arguments.whole("workers", workers, 1, arguments.MOST_THREADS)
         decode_threads = arguments.whole(
             "decode_threads", decode_threads, 1, arguments.MOST_THREADS
         )
         self._steps: Final = steps
+        self._on_run: Final = on_run
         self.limits: Final = limits
         self._changed: Final = Condition()
         self._queue: deque[_Waiting] = deque()
@@ -155,7 +164,7 @@ class Batcher:
 
     def submit(
         self,
-        image: ImageInput,
+        image: ImageInput | Picture,
         expression: str | Sequence[str],
         *,
         timeout: float | None = None,
@@ -164,7 +173,8 @@ class Batcher:
 
         A future that is cancelled, or whose `timeout` in seconds is over before a run with it
         begins, costs no run; the second has an EngineTimeoutError. It has what `Engine.segment`
-        raises for a bad image. `image` must not be changed until then.
+        raises for a bad image. `image`, or what `Steps.prepare` made of it, must not be changed
+        until then.
 
         Raises:
             BusyError: too much is waiting.
@@ -185,21 +195,28 @@ class Batcher:
                     f"{len(self._open)} requests wait already: try again later, or add an engine"
                 )
             self._open.add(request)
-            self._decoders.submit(self._prepare, request, image)
+            if isinstance(image, Picture):
+                self._enqueue(request, image)
+            else:
+                self._decoders.submit(self._prepare, request, image)
         request.future.add_done_callback(lambda _: self._let_go(request))
         return request.future
 
     @overload
     async def segment(  # type: ignore[overload-overlap]
-        self, image: ImageInput, expression: str, *, timeout: float | None = None
+        self, image: ImageInput | Picture, expression: str, *, timeout: float | None = None
     ) -> Segmentation: ...
     @overload
     async def segment(
-        self, image: ImageInput, expression: Sequence[str], *, timeout: float | None = None
+        self,
+        image: ImageInput | Picture,
+        expression: Sequence[str],
+        *,
+        timeout: float | None = None,
     ) -> list[Segmentation]: ...
     async def segment(
         self,
-        image: ImageInput,
+        image: ImageInput | Picture,
         expression: str | Sequence[str],
         *,
         timeout: float | None = None,
@@ -268,12 +285,15 @@ class Batcher:
         except Exception as error:
             _settle(request.future, error)
             return
+        with self._changed:
+            self._enqueue(request, picture)
+
+    def _enqueue(self, request: _Request, picture: Picture) -> None:
         if not request.prompts:
             _settle(request.future, [])
             return
-        with self._changed:
-            self._queue.append(_Waiting(request, picture, PixelKey(picture.square)))
-            self._changed.notify_all()
+        self._queue.append(_Waiting(request, picture, PixelKey(picture.square)))
+        self._changed.notify_all()
 
     def _work(self) -> None:
         while True:
@@ -326,8 +346,8 @@ class Batcher:
 
     def _run(self, pictures: dict[PixelKey, Picture], parts: list[_Part]) -> None:
         try:
-            encoded = self._steps.encode_pictures(list(pictures.values()))
-            self._count("image", len(encoded))
+            with self._counted("image", "encode", len(pictures)):
+                encoded = self._steps.encode_pictures(list(pictures.values()))
             parts = [part for part in parts if not _given_up(part.request)]
             scenes = dict(zip(pictures, encoded, strict=True))
             # Side by side what has one image: its features are given to the graph once.
@@ -335,9 +355,11 @@ class Batcher:
             pairs = [(scenes[part.key], prompt) for part in by_image for prompt in part.prompts]
             if not pairs:
                 return
-            masks = self._steps.decode_masks([scene for scene, _ in pairs], [p for _, p in pairs])
+            with self._counted("pair", "segment", len(pairs)):
+                masks = self._steps.decode_masks(
+                    [scene for scene, _ in pairs], [p for _, p in pairs]
+                )
             found = iter(masks)
-            self._count("pair", len(pairs))
         except Exception as error:
             for part in parts:
                 _settle(part.request.future, error)
@@ -349,10 +371,16 @@ class Batcher:
             if len(request.results) == len(request.prompts):
                 _settle(request.future, [request.results[i] for i in range(len(request.prompts))])
 
-    def _count(self, stage: str, number: int) -> None:
+    @contextmanager
+    def _counted(self, what: str, stage: str, size: int) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - began
         with self._changed:
-            self._counts[f"{stage}_runs"] += 1
-            self._counts[f"{stage}s"] += number
+            self._counts[f"{what}_runs"] += 1
+            self._counts[f"{what}s"] += size
+        if self._on_run is not None:
+            self._on_run(stage, seconds, size)
 
 
 def _given_up(request: _Request) -> bool:
