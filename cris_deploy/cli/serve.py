@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -144,6 +145,8 @@ def _serve(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="cris-serve-") as folder:
         if args.workers > 1:
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        # uvicorn raises SIGTERM again when it has ended in order: that is no failure.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         uvicorn.run("cris_deploy.serving.app:worker", **settings)
     return 0
 

@@ -20,6 +20,9 @@ from cris_deploy.errors import (
 from cris_deploy.results.segmentation import Segmentation
 from cris_deploy.serving.logs import request_id
 
+GONE: Final = 499
+"""Status of a client that went away, as nginx has it: for the log, since nobody reads it."""
+
 
 class Form(StrEnum):
     """What an answer holds: run lengths, one mask as PNG, or a ZIP of such."""

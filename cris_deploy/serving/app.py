@@ -6,7 +6,7 @@ import logging
 import signal
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import FastAPI, Path, Request
 from fastapi.responses import JSONResponse, Response
@@ -14,7 +14,16 @@ from starlette.exceptions import HTTPException
 
 from cris_deploy.errors import CrisError
 from cris_deploy.serving import v2
-from cris_deploy.serving.answers import Form, Refused, described, png, problem, refusal, zipped
+from cris_deploy.serving.answers import (
+    GONE,
+    Form,
+    Refused,
+    described,
+    png,
+    problem,
+    refusal,
+    zipped,
+)
 from cris_deploy.serving.guard import Guard
 from cris_deploy.serving.metrics import CONTENT_TYPE, Metrics
 from cris_deploy.serving.openapi import SEGMENT
@@ -24,8 +33,6 @@ from cris_deploy.serving.service import Service
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
-_GONE: Final = 499
-"""Of a client that went away, as nginx has it: for the log, since nobody reads the answer."""
 
 _Name = Annotated[str, Path(max_length=64)]
 
@@ -48,8 +55,11 @@ def create_app(options: ServeOptions, token: str | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        # A worker accepts no connection before this is done, so nobody is told to wait by one that
+        # has just taken another's place.
+        await service.start()
         loop = asyncio.get_running_loop()
-        tasks = [loop.create_task(_load(service))]
+        tasks: list[asyncio.Task[None]] = []
 
         def reload() -> None:
             tasks.append(loop.create_task(service.replace()))
@@ -83,14 +93,6 @@ def create_app(options: ServeOptions, token: str | None = None) -> FastAPI:
     return app
 
 
-async def _load(service: Service) -> None:
-    try:
-        await service.start()
-    except CrisError as error:
-        _log.critical("%s", error)
-        signal.raise_signal(signal.SIGTERM)  # an orderly end: there is nothing to serve
-
-
 def _answer_errors(app: FastAPI) -> None:
     @app.exception_handler(Refused)
     async def refused(_: Request, error: Refused) -> Response:
@@ -113,8 +115,7 @@ def _answer_errors(app: FastAPI) -> None:
 def _add_probes(app: FastAPI, service: Service, metrics: Metrics) -> None:
     async def live() -> Response:
         """Run the network once. 200, or 503 or 504 if it does not answer."""
-        if service.ready:  # before that, loading is a sign of life
-            await service.infers()
+        await service.infers()
         return JSONResponse({"live": True})
 
     async def ready() -> Response:
@@ -222,7 +223,7 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if tasks[0].done():
             return tasks[0].result()
-        raise Refused(_GONE, "the client went away")
+        raise Refused(GONE, "the client went away")
     finally:
         for task in tasks:
             task.cancel()

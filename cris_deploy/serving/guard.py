@@ -9,9 +9,10 @@ import time
 import uuid
 from typing import Final
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cris_deploy.serving.answers import Refused, problem
+from cris_deploy.serving.answers import GONE, Refused, problem
 from cris_deploy.serving.logs import request_id
 from cris_deploy.serving.metrics import Metrics
 
@@ -77,6 +78,8 @@ class Guard:
                 await self._app(scope, self._bounded(receive), answer)
             except Refused as refused:
                 await _answer(refused, answer)
+            except ClientDisconnect:
+                status = GONE
             except Exception:
                 _log.exception("a request failed")
                 if status == 0:
@@ -87,8 +90,6 @@ class Guard:
             route = getattr(scope.get("route"), "path", "none")
             self._metrics.requests.labels(route, status).inc()
             self._metrics.request_seconds.labels(route).observe(seconds)
-            if status >= 400:
-                self._metrics.refused.labels(status).inc()
             _log.info(
                 "%s %s %d",
                 scope["method"],

@@ -68,9 +68,6 @@ class Metrics:
         self.truncated = Counter(
             "cris_truncated_expressions", "Longer than the model reads.", registry=own
         )
-        self.refused = Counter(
-            "cris_refused_requests", "Not answered, by status.", ("status",), registry=own
-        )
         if own is None:
             multiprocess.MultiProcessCollector(self._registry)  # type: ignore[no-untyped-call]
 

@@ -108,6 +108,7 @@ class Service:
         """
         async with self._using() as (engine, batcher):
             began = time.monotonic()
+            engine.read_expressions(expressions)  # refusing one is cheap, decoding is not
             if identity is None:
                 assert image is not None
                 identity = await asyncio.to_thread(image_id, image)
