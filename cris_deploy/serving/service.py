@@ -27,6 +27,7 @@ _log = logging.getLogger(__name__)
 _DECODERS: Final = 4
 _TESTED: Final = 4
 """Samples of the bundle that a worker runs before it is ready; `cris-export check` runs all."""
+_SMALL: Final = 2**18
 _WARM_WORDS: Final = "the red object on the left"
 
 
@@ -111,7 +112,9 @@ class Service:
             engine.read_expressions(expressions)  # refusing one is cheap, decoding is not
             if identity is None:
                 assert image is not None
-                identity = await asyncio.to_thread(image_id, image)
+                # A thread costs more than the hash of a usual picture.
+                small = len(image) <= _SMALL
+                identity = image_id(image) if small else await asyncio.to_thread(image_id, image)
             picture = self.images.get(identity)
             self._metrics.lookups({"pictures": picture is not None})
             if picture is None:
