@@ -54,10 +54,9 @@ def to_supervision(results: "Sequence[Segmentation]") -> Any:
     try:
         import supervision
     except ImportError as error:
-        raise InputError(
-            f"supervision is not installed: pip install supervision ({error})"
-        ) from None
-    shape = results[0].mask.shape if results else (0, 0)
+        raise InputError(f"supervision is missing: pip install supervision ({error})") from None
+    if not results:
+        return supervision.Detections.empty()
     return supervision.Detections(
         xyxy=np.array([r.box or (0, 0, 0, 0) for r in results], np.float32),
         mask=np.array([r.mask for r in results], bool),
