@@ -50,6 +50,9 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="print the configuration of HAProxy before these workers, on the next port",
     )
+    where.add_argument(
+        "--traces", action="store_true", help="OpenTelemetry traces, as OTEL_* variables say where"
+    )
     where.add_argument("--openapi", action="store_true", help="print the OpenAPI document")
     where.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     engine = parser.add_argument_group("engine")
@@ -61,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     engine.add_argument("--no-self-test", action="store_true", help="do not run the samples first")
     limits = parser.add_argument_group("limits")
     for flag, kind, default, what in (
-        ("--batch-images", int, 8, "images in a batch"),
+        ("--batch-images", int, 4, "images in a batch"),
         ("--batch-pairs", int, 16, "expressions in a batch"),
         ("--batch-delay", float, 0.0, "seconds that a batch waits for company"),
         ("--waiting", int, 128, "requests unanswered in a worker"),
@@ -127,6 +130,11 @@ def _serve(args: argparse.Namespace) -> int:
     if token is None and args.host not in _LOCAL:
         print(f"cris-serve: warning: {args.host} is served without a token", file=sys.stderr)
     to_environment(options, token)
+    if args.traces:
+        from cris_deploy.serving import traces
+
+        traces.require()
+        os.environ[traces.VARIABLE] = "1"
     from cris_deploy.serving.logs import configuration as logs
 
     settings: dict[str, Any] = {

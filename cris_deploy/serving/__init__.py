@@ -8,6 +8,7 @@
     guard.py    what a request may cost before it is understood: token, length, time
     images.py   images that were sent before, by the hash of their bytes
     metrics.py  Prometheus
+    traces.py   OpenTelemetry, if it is asked for
     logs.py     one JSON object a line
     haproxy.py  the configuration of a proxy before several workers
 

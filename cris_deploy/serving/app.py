@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import os
 import signal
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
@@ -13,7 +14,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from cris_deploy.errors import CrisError
-from cris_deploy.serving import v2
+from cris_deploy.serving import traces, v2
 from cris_deploy.serving.answers import (
     GONE,
     Form,
@@ -40,7 +41,10 @@ _Name = Annotated[str, Path(max_length=64)]
 def worker() -> FastAPI:
     """Make the application of a worker process, as `cris-serve` asked for it."""
     options, token = from_environment()
-    return create_app(options, token)
+    app = create_app(options, token)
+    if os.environ.get(traces.VARIABLE):
+        traces.instrument(app)
+    return app
 
 
 def create_app(options: ServeOptions, token: str | None = None) -> FastAPI:

@@ -45,7 +45,7 @@ class ServeOptions:
     precision: str = AUTO
     threads: int | None = None
     streams: int = 1
-    batch_images: int = 8
+    batch_images: int = 4
     batch_pairs: int = 16
     batch_delay: float = 0.0
     waiting: int = 128

@@ -22,6 +22,7 @@ from cris_deploy.serving.answers import Refused
 from cris_deploy.serving.images import ImageStore, image_id
 from cris_deploy.serving.metrics import Metrics
 from cris_deploy.serving.options import ServeOptions
+from cris_deploy.serving.traces import span
 
 _log = logging.getLogger(__name__)
 _DECODERS: Final = 4
@@ -120,10 +121,12 @@ class Service:
             if picture is None:
                 if image is None:
                     raise Refused(404, "the image is not known here any more: send it again")
-                picture = await self._decode(engine, image)
+                with span("decode", bytes=len(image)):
+                    picture = await self._decode(engine, image)
                 self.images.put(identity, picture)
             left = self.options.timeout - (time.monotonic() - began)
-            results = await batcher.segment(picture, expressions, timeout=max(left, 1e-3))
+            with span("segment", expressions=len(expressions)):
+                results = await batcher.segment(picture, expressions, timeout=max(left, 1e-3))
             self._metrics.truncated.inc(sum(result.truncated for result in results))
             return Answered(identity, picture, results)
 
