@@ -11,8 +11,8 @@ import pytest
 from cris_deploy.bundle.reading import ENGINES, MANIFEST, GraphName
 from cris_export.cli.main import main
 from tests.helpers import tiny_bundle as tiny
+from tests.helpers.plans import write_plans
 from tests.stand_ins.fake_machine import machine
-from tests.stand_ins.fake_tensorrt import write_plans
 
 __all__ = ["machine"]
 

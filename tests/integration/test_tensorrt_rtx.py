@@ -252,10 +252,10 @@ def test_only_what_is_no_plan_is_malformed(
             log,
         )
         if whole:
-            tensorrt_builder._check_plan(*arguments)
+            tensorrt_builder.check_plan(*arguments)
         else:
             with pytest.raises(ExportError, match="does not know the plan of text_encoder"):
-                tensorrt_builder._check_plan(*arguments)
+                tensorrt_builder.check_plan(*arguments)
 
 
 def test_targets_come_from_the_installed_module(half: Bundle) -> None:
@@ -297,7 +297,7 @@ def test_a_float32_graph_in_an_fp16_bundle_is_refused(single: Bundle) -> None:
 def test_a_build_ends_at_the_next_step_once_stopped(
     half: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cris_export.plans.watch._PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr("cris_export.plans.watch.PROGRESS_SECONDS", 0.0)
     said: list[str] = []
 
     def stop(line: str) -> None:

@@ -217,7 +217,7 @@ def build_plan(
     kernels = count_kernels(log)
     _check_kernels(kernels, types, source)
     built = Built(memoryview(plan), profiles, types, kernels)
-    _check_plan(trt, logger, built, source, settings, log)
+    check_plan(trt, logger, built, source, settings, log)
     return built
 
 
@@ -289,7 +289,7 @@ def _add_profile(builder: Any, config: Any, graph: GraphName, profile: Profile) 
         raise ExportError(f"{graph}: the builder refuses the profile {profile}: see its log")
 
 
-def _check_plan(
+def check_plan(
     trt: Any, logger: Any, built: Built, source: Source, settings: Settings, log: BuildLog
 ) -> None:
     """Look at what came out, as far as this machine can.
