@@ -19,7 +19,7 @@ from cris_deploy.bundle.plans import PlanRecord, RuntimeName
 from cris_deploy.bundle.reading import Bundle
 from cris_deploy.files import write_atomically
 from cris_export.errors import ExportError
-from cris_export.plans.builder import Built, Settings, Source, build_plan
+from cris_export.plans.builder import Built, Source, build_plan
 from cris_export.plans.choose import Builder, choose_builder
 from cris_export.plans.options import PlanOptions
 from cris_export.plans.watch import BuildLog, TimingCache
@@ -27,7 +27,6 @@ from cris_export.plans.watch import BuildLog, TimingCache
 _PARTIAL = ".partial"
 _LOG = ".log"
 _FAILED = ".failed.log"
-_MIB = 2**20
 
 
 def build_plans(
@@ -84,22 +83,13 @@ def _build(
 ) -> PlanRecord:
     """Build one plan into the staging folder, with its sidecar and log."""
     name = plans.plan_name(graph, chosen.runtime, chosen.targets)
-    settings = Settings(
-        max_batch=options.max_batch,
-        max_expressions=options.max_expressions,
-        targets=chosen.targets if chosen.runtime is RuntimeName.TENSORRT_RTX else (),
-        version_compatible=options.version_compatible,
-        hardware_compatible=options.hardware_compatible,
-        workspace_bytes=options.workspace_mib and options.workspace_mib * _MIB,
-        runs_here=chosen.runs_here,
-    )
     manifest = bundle.manifest
     source = Source(bundle.graph(graph), graph, manifest.graphs[graph], manifest.precision)
     log = BuildLog()
     step(f"building {name}")
     start = time.perf_counter()
     try:
-        built = build_plan(chosen.module, source, settings, log, cache, step)
+        built = build_plan(chosen, source, options, log, cache, step)
     except ExportError as error:
         kept = staging.parent / (name + _FAILED)
         with _writing(staging.parent):
