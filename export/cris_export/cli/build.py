@@ -49,8 +49,8 @@ def add_plans(parser: argparse.ArgumentParser) -> None:
         default="",
         help="compute capabilities for TensorRT-RTX, such as sm86,sm89,sm120; needs no GPU",
     )
-    add("--max-batch", type=int, default=8, metavar="N", help="(default: 8)")
-    add("--max-expressions", type=int, default=32, metavar="N", help="on one image (default: 32)")
+    add("--max-batch", type=int, default=8, metavar="N", help="images in one run (default: 8)")
+    add("--max-expressions", type=int, default=32, metavar="N", help="of one image (default: 32)")
     add("--version-compatible", action="store_true", help="TensorRT: for later versions, too")
     add("--hardware-compatible", action="store_true", help="TensorRT: for all GPUs from Ampere on")
     add("--timing-cache", type=Path, metavar="FILE", help="TensorRT: kernel timings")
