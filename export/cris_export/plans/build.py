@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
 import hashlib
 import os
 import secrets
@@ -23,6 +22,7 @@ from cris_export.plans.builder import Built, Source, build_plan
 from cris_export.plans.choose import Builder, choose_builder
 from cris_export.plans.options import PlanOptions
 from cris_export.plans.watch import BuildLog, TimingCache
+from cris_export.write import lock
 
 _PARTIAL = ".partial"
 _LOG = ".log"
@@ -141,10 +141,10 @@ def _staging(folder: Path) -> Iterator[Path]:
     made = not folder.exists()
     with _writing(folder):
         folder.mkdir(exist_ok=True)
-        lock = os.open(folder, os.O_RDONLY)
+    held = _lock(folder)
     staging = folder / f".{secrets.token_hex(4)}{_PARTIAL}"
     try:
-        if _alone(lock, folder):
+        if held is not None:
             for leftover in folder.glob(f".*{_PARTIAL}"):
                 shutil.rmtree(leftover, ignore_errors=True)
         with _writing(folder):
@@ -152,7 +152,8 @@ def _staging(folder: Path) -> Iterator[Path]:
         yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-        os.close(lock)
+        if held is not None:
+            os.close(held)
         if made:
             with contextlib.suppress(OSError):  # not empty: it holds plans, or a failed build's log
                 folder.rmdir()
@@ -166,15 +167,14 @@ def _writing(folder: Path) -> Iterator[None]:
         raise ExportError(f"{folder} cannot be written: {error}") from None
 
 
-def _alone(descriptor: int, folder: Path) -> bool:
-    """Lock the folder; False on a file system without locks, where leftovers have to stay."""
+def _lock(folder: Path) -> int | None:
+    """Lock the folder; None on a file system without locks, where leftovers have to stay."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return lock(folder)
     except BlockingIOError:
         raise ExportError(f"another cris-export builds plans in {folder}: wait for it") from None
     except OSError:
-        return False
-    return True
+        return None
 
 
 def _publish(staging: Path, record: PlanRecord) -> None:
