@@ -41,14 +41,6 @@ class BusyError(CrisError):
     """More is asked for than can be answered soon; nothing was begun, so try again later."""
 
 
-class ExportError(CrisError):
-    """An export failed before a bundle existed."""
-
-
-class ParityError(ExportError):
-    """The exported graph does not give the checkpoint's masks within the asked budget."""
-
-
 class KernelError(CrisError):
     """The compiled extension is present but cannot be loaded: it was built wrongly."""
 
@@ -59,3 +51,8 @@ class DataError(CrisError):
 
 class TrainingError(CrisError):
     """Training cannot start or go on; says which value and what to do."""
+
+
+def one_line(error: BaseException) -> str:
+    """Give an error's message without its line breaks."""
+    return " ".join(str(error).split())

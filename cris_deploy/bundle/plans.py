@@ -40,7 +40,7 @@ SIDECAR: Final = ".json"
 # A sidecar takes 2 KB; read no more of what may be anything.
 _MOST_SIDECAR: Final = 2**20
 _CAPABILITY = re.compile(r"sm[1-9]\d+")
-_REBUILD = "build it again with cris-export --bundle BUNDLE --engine ENGINE"
+_REBUILD = "build it again with cris-export build BUNDLE --engine ENGINE"
 
 
 class RuntimeName(StrEnum):
@@ -206,8 +206,7 @@ def choose_plan(
     remedy = _rebuild(bundle, host.runtime, (host.compute_capability,))
     if distrusted:
         remedy += (
-            ", or, if you trust who made it, take it with Engine(trust_plans=True) or "
-            "cris-segment --trust-plans"
+            ", or, if you trust who made it, take it with Engine(trust_plans=True) or --trust-plans"
         )
     here = f"{host.runtime} {host.version} on {host.gpu} ({host.compute_capability})"
     if not reasons:
@@ -368,7 +367,7 @@ def _number(capability: str) -> int:
 
 
 def _rebuild(bundle: Bundle, runtime: RuntimeName, targets: tuple[str, ...]) -> str:
-    command = f"cris-export --bundle {shlex.quote(str(bundle.path))} --engine {runtime}"
+    command = f"cris-export build {shlex.quote(str(bundle.path))} --engine {runtime}"
     if runtime is RuntimeName.TENSORRT_RTX:
         command += f" --target {','.join(targets)}"
     return f"build it with {command}"

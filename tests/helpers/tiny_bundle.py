@@ -29,7 +29,6 @@ from cris_deploy.bundle.reading import (
     MANIFEST,
     TOKENIZER,
     WEIGHTS,
-    BundleWriter,
     DType,
     GraphName,
     GraphSpec,
@@ -42,6 +41,7 @@ from cris_deploy.bundle.reading import (
 )
 from cris_deploy.pixels import image as images
 from cris_deploy.words.tokenizer import END, START, Tokenizer, byte_pair_model
+from cris_export.write import BundleWriter
 
 SIZE = 64
 WORD_LEN = 7

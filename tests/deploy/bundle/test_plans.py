@@ -84,7 +84,7 @@ def test_reads_back_what_was_written(bundle: Bundle) -> None:
 
 def test_a_bundle_without_plans_has_none_and_says_how_to_build(bundle: Bundle) -> None:
     assert plans.read_plans(bundle) == ()
-    command = f"cris-export --bundle {bundle.path} --engine tensorrt-rtx --target sm86"
+    command = f"cris-export build {bundle.path} --engine tensorrt-rtx --target sm86"
     with pytest.raises(BackendError, match="has no tensorrt-rtx plan of full") as error:
         plans.choose_plan(bundle, GraphName.FULL, HOST)
     assert command in str(error.value)
@@ -149,7 +149,7 @@ def test_a_wrong_sidecar_names_the_field_and_the_remedy(
     sidecar.write_text(json.dumps(document))
     with pytest.raises(BackendError, match=message) as error:
         plans.read_plans(bundle)
-    assert "cris-export --bundle" in str(error.value)
+    assert "cris-export build" in str(error.value)
 
 
 def test_a_sidecar_that_is_no_json_or_has_no_plan(bundle: Bundle) -> None:
@@ -191,8 +191,8 @@ def test_a_plan_that_the_manifest_does_not_list_is_code_of_a_stranger(bundle: Bu
     with pytest.raises(
         BackendError,
         match=rf"no plan of full fits .*: {record.file} is not listed in manifest\.json, and a "
-        r"plan is code: build it with cris-export --bundle .* --target sm86, or, if you trust "
-        r"who made it, take it with Engine\(trust_plans=True\) or cris-segment --trust-plans",
+        r"plan is code: build it with cris-export build .* --target sm86, or, if you trust "
+        r"who made it, take it with Engine\(trust_plans=True\) or --trust-plans",
     ):
         plans.choose_plan(bundle, GraphName.FULL, HOST)
     assert plans.choose_plan(bundle, GraphName.FULL, HOST, trust_plans=True) == record
@@ -315,7 +315,7 @@ def test_a_plan_that_does_not_fit_says_what_it_wants(
     assert wanted in message
     assert f"{host.runtime} {host.version} on {host.gpu}" in message
     target = f" --target {host.compute_capability}" if host.runtime is RTX else ""
-    command = f"cris-export --bundle {bundle.path} --engine {host.runtime}{target}"
+    command = f"cris-export build {bundle.path} --engine {host.runtime}{target}"
     assert message.endswith(command)
 
 
