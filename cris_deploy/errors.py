@@ -37,6 +37,10 @@ class EngineTimeoutError(CrisError, TimeoutError):
     """A wait took longer than the engine's `timeout`; what was waited for may still come."""
 
 
+class BusyError(CrisError):
+    """More is asked for than can be answered soon; nothing was begun, so try again later."""
+
+
 class KernelError(CrisError):
     """The compiled extension is present but cannot be loaded: it was built wrongly."""
 

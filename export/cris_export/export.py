@@ -96,7 +96,7 @@ def export(options: ExportOptions, step: Callable[[str], None] = lambda _: None)
     Raises:
         CheckpointError: the checkpoint cannot be used.
         InputError: an option cannot be used.
-        BackendError: an engine or backend that was asked for by name cannot be had.
+        BackendError: a plan or backend that was asked for by name cannot be had.
         ParityError: the exported graphs missed a bound of the gate; no bundle was left behind.
     """
     verify.require(options.asked)

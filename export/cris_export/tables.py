@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
 from cris_deploy.bundle.manifest import (
     GraphName,
@@ -18,9 +17,7 @@ from cris_deploy.bundle.plans import PlanRecord
 from cris_deploy.cli.tables import to_text
 from cris_deploy.proof.check import CheckReport
 from cris_deploy.proof.gate import SampleCheck
-
-if TYPE_CHECKING:  # the gate needs what an export needs, a check does not
-    from cris_export.proof.verify import ParityReport
+from cris_export.proof.verify import ParityReport, largest
 
 _LABEL = 44
 
@@ -132,8 +129,8 @@ def _samples(samples: Iterable[SampleCheck]) -> str:
                 text if len(text) <= _LABEL else text[: _LABEL - 1] + "…",
                 f"{found[0].area:.1%}",
                 f"{min(s.iou for s in found):.5f}",
-                _number(_largest(s.logit_error for s in found)),
-                _number(_largest(s.relative_error for s in found)),
+                _number(largest([s.logit_error for s in found])),
+                _number(largest([s.relative_error for s in found])),
             ]
         )
     return to_text(["sample", "covers", "mask IoU", "logit error", "relative"], rows)
@@ -167,11 +164,6 @@ def _stages(stages: Iterable[StageParity]) -> str:
         for stage in stages
     ]
     return to_text(["stage by itself", "relative", "largest", "moves logits"], rows)
-
-
-def _largest(errors: Iterable[float | None]) -> float | None:
-    found = list(errors)
-    return None if None in found else max(error for error in found if error is not None)
 
 
 def _number(error: float | None) -> str:

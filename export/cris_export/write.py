@@ -52,7 +52,7 @@ class BundleWriter:
             self._remove_leftovers()
             self.directory.mkdir()
             with contextlib.suppress(OSError):  # a file system without locks
-                self._lock = _lock(self.directory)
+                self._lock = lock(self.directory)
         except OSError as error:
             raise InputError(f"bundle {self.path} cannot be written: {error}") from None
         return self
@@ -145,11 +145,11 @@ class BundleWriter:
         """Clear what killed writers of this path left: directories whose lock is free."""
         for path in self.path.parent.glob(f".{glob.escape(self.path.name)}.*{_PARTIAL}"):
             try:
-                lock = _lock(path)
+                held = lock(path)
             except OSError:  # its writer lives, or it is not ours to remove
                 continue
             shutil.rmtree(path, ignore_errors=True)
-            os.close(lock)
+            os.close(held)
         for path in self.path.parent.glob(f".{glob.escape(self.path.name)}.*{_REPLACED}"):
             # Killed between the two renames of `_rename`: the old bundle is still whole.
             if self.path.exists():
@@ -158,7 +158,7 @@ class BundleWriter:
                 path.rename(self.path)
 
 
-def _lock(directory: Path) -> int:
+def lock(directory: Path) -> int:
     """Lock a directory until the descriptor is closed or the process dies; OSError if taken."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:

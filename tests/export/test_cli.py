@@ -11,8 +11,8 @@ import pytest
 from cris_deploy.bundle.reading import ENGINES, MANIFEST, GraphName
 from cris_export.cli.main import main
 from tests.helpers import tiny_bundle as tiny
+from tests.helpers.plans import write_plans
 from tests.stand_ins.fake_machine import machine
-from tests.stand_ins.fake_tensorrt import write_plans
 
 __all__ = ["machine"]
 
@@ -147,17 +147,42 @@ def test_plans_are_code_and_run_if_a_flag_says_so(machine, capsys, change, flag)
     machine.check()
 
 
-def test_console_needs_nothing_of_an_export(tiny_bundle):
-    """A machine that serves has neither PyTorch nor onnx."""
+def test_plans_are_built_and_listed_in_a_table(own_bundle, capsys):
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    command = ["build", str(own_bundle), "--engine", "tensorrt-rtx", "--target", "sm86"]
+    assert main(command) == 0
+    header, *rows, _ = capsys.readouterr().out.splitlines()
+    assert header.split() == ["plan", "MB", "built", "in", "s", "products"]
+    assert [row.split()[0] for row in rows] == [
+        f"{graph}.tensorrt-rtx.sm86.plan" for graph in GraphName
+    ]
+    assert main([*command, "--max-batch", "0"]) == 2
+    assert "--max-batch must be at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "absent", "said"),
+    [
+        (
+            ["check", "--backend", "onnxruntime", "--device", "cpu"],
+            ("onnx", "onnxscript", "onnx_ir"),
+            "passed",
+        ),
+        (["build", "--engine", "tensorrt-rtx", "--target", "sm86"], (), "mask_decoder.tensorrt"),
+    ],
+)
+def test_machines_that_serve_have_no_pytorch(own_bundle, command, absent, said):
+    if "tensorrt-rtx" in command:
+        pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
     code = f"""
 import sys
-for name in ("torch", "torchvision", "open_clip", "onnx", "onnxscript", "onnx_ir", "nncf"):
+for name in ("torch", "torchvision", "open_clip", *{absent}):
     sys.modules[name] = None  # importing it raises ImportError
 from cris_export.cli.main import main
-sys.exit(main(["check", {str(tiny_bundle)!r}, "--backend", "onnxruntime", "--device", "cpu"]))
+sys.exit(main({[command[0], str(own_bundle), *command[1:]]}))
 """
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
-    assert "passed" in result.stdout
+    assert said in result.stdout

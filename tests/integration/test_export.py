@@ -259,9 +259,9 @@ def test_bad_samples(ckpt: Path, tmp_path: Path) -> None:
     samples = tmp_path / "s.jsonl"
     for text, said in (
         ("", "no sample"),
-        ("{nonsense", "line 1"),
-        ('{"image": "a.png"}', "line 1"),
-        ('{"image": 1, "expression": "x"}', "strings"),
+        ("{nonsense", "line 1 is not valid JSON"),
+        ('{"image": "a.png"}', "line 1: expression is missing"),
+        ('{"image": 1, "expression": "x"}', "image is 1, expected a string: write lines such as"),
         ('{"image": "missing.png", "expression": "x"}', r"missing\.png does not exist"),
         ('{"image": "s.jsonl", "expression": "x"}', r"s\.jsonl"),
     ):

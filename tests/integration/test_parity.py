@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -283,20 +281,3 @@ def test_many_samples_stay_small(model: Cris, sound: Path, tmp_path: Path) -> No
     assert {sample.image for sample in with_features} == {"samples/0-p_0.png", "samples/1-p_1.png"}
     assert len({sample.text for sample in with_features}) == 8
     assert len(list((tmp_path / "samples").glob("*.npz"))) == 2 + 8
-
-
-def test_check_runs_without_pytorch(sound: Path) -> None:
-    code = f"""
-import sys
-for name in ("torch", "torchvision", "open_clip", "onnx", "onnxscript", "onnx_ir", "nncf"):
-    sys.modules[name] = None  # importing it raises ImportError
-from cris_export.cli.main import main
-sys.exit(main(["check", {str(sound)!r}]))
-"""
-    root = Path(__file__).parents[2]
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
-    assert "mask_decoder" in result.stdout
-    assert "passed" in result.stdout

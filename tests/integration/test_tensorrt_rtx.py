@@ -23,9 +23,9 @@ from cris_deploy.errors import BackendError, InputError
 from cris_export.errors import ExportError
 from cris_export.export import export
 from cris_export.options import ExportOptions
-from cris_export.plans import builder as tensorrt_builder
 from cris_export.plans.build import build_plans
-from cris_export.plans.builder import Built, Settings, Source, build_plan
+from cris_export.plans.builder import Built, Source, build_plan, check_plan
+from cris_export.plans.choose import Builder, supported_targets
 from cris_export.plans.options import NO_PLANS, PlanKind, PlanOptions
 from cris_export.plans.types import TypeCount, type_name
 from cris_export.plans.watch import BuildLog, make_logger
@@ -36,15 +36,8 @@ from tests.helpers.models import randomised
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
 
 RTX = PlanOptions(PlanKind.TENSORRT_RTX, targets=("sm120", "sm86"))
-HERE = Settings(
-    max_batch=2,
-    max_expressions=4,
-    targets=("sm86",),
-    version_compatible=False,
-    hardware_compatible=False,
-    workspace_bytes=None,
-    runs_here=False,
-)
+HERE = Builder(RuntimeName.TENSORRT_RTX, trt, ("sm86",), None, runs_here=False)
+FEW = PlanOptions(max_batch=2, max_expressions=4)
 
 
 @pytest.fixture(scope="module")
@@ -244,22 +237,22 @@ def test_only_what_is_no_plan_is_malformed(
         log = BuildLog()
         built = Built(memoryview(content), record.profiles, TypeCount({}, {}), {})
         arguments = (
-            trt,
+            HERE,
             make_logger(trt, log),
             built,
             source(half, record.graph),
-            HERE,
+            FEW,
             log,
         )
         if whole:
-            tensorrt_builder._check_plan(*arguments)
+            check_plan(*arguments)
         else:
             with pytest.raises(ExportError, match="does not know the plan of text_encoder"):
-                tensorrt_builder._check_plan(*arguments)
+                check_plan(*arguments)
 
 
 def test_targets_come_from_the_installed_module(half: Bundle) -> None:
-    supported = tensorrt_builder.supported_targets(trt)
+    supported = supported_targets(trt)
     assert {"sm86", "sm89", "sm120"} <= set(supported)
     for target in ("sm90", "sm999"):
         assert target not in supported
@@ -275,7 +268,7 @@ def test_a_graph_that_is_none_is_refused_by_the_parser(half: Bundle, tmp_path: P
     wrong = Source(broken, GraphName.FULL, spec, Precision.FP16)
     log = BuildLog()
     with pytest.raises(ExportError, match="tensorrt_rtx cannot parse full"):
-        build_plan(trt, wrong, HERE, log, None, lambda _: None)
+        build_plan(HERE, wrong, FEW, log, None, lambda _: None)
 
 
 def test_a_graph_with_another_face_than_the_manifest_says_is_refused(
@@ -284,20 +277,20 @@ def test_a_graph_with_another_face_than_the_manifest_says_is_refused(
     name = GraphName.MASK_DECODER
     wrong = Source(single.graph(name), name, half.manifest.graphs[name], half.manifest.precision)
     with pytest.raises(ExportError, match="reads mask_decoder with inputs"):
-        build_plan(trt, wrong, HERE, BuildLog(), None, lambda _: None)
+        build_plan(HERE, wrong, FEW, BuildLog(), None, lambda _: None)
 
 
 def test_a_float32_graph_in_an_fp16_bundle_is_refused(single: Bundle) -> None:
     name = GraphName.IMAGE_ENCODER
     wrong = Source(single.graph(name), name, single.manifest.graphs[name], Precision.FP16)
     with pytest.raises(ExportError, match="image_encoder of an fp16 bundle has no float16 product"):
-        build_plan(trt, wrong, HERE, BuildLog(), None, lambda _: None)
+        build_plan(HERE, wrong, FEW, BuildLog(), None, lambda _: None)
 
 
 def test_a_build_ends_at_the_next_step_once_stopped(
     half: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cris_export.plans.watch._PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr("cris_export.plans.watch.PROGRESS_SECONDS", 0.0)
     said: list[str] = []
 
     def stop(line: str) -> None:
@@ -307,7 +300,7 @@ def test_a_build_ends_at_the_next_step_once_stopped(
 
     log = BuildLog()
     with pytest.raises(BrokenPipeError):
-        build_plan(trt, source(half, GraphName.TEXT_ENCODER), HERE, log, None, stop)
+        build_plan(HERE, source(half, GraphName.TEXT_ENCODER), FEW, log, None, stop)
     assert len(said) == 1
     assert "canceled" in log.errors()
 

@@ -5,15 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cris_deploy.cli import Parser, guarded
 from cris_export.cli import Steps
-
-if TYPE_CHECKING:
-    from cris_export.plans.options import PlanOptions
-
-_KINDS = ("auto", "none", "tensorrt", "tensorrt-rtx")
+from cris_export.plans.options import PlanKind, PlanOptions
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,8 +33,8 @@ def add_plans(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("TensorRT plans, beside the ONNX graphs").add_argument
     add(
         "--engine",
-        choices=_KINDS,
-        default="auto",
+        choices=[*PlanKind],
+        default=PlanKind.AUTO,
         help="what builds them; auto: for the GPU that is present, with none TensorRT-RTX if "
         "targets are named (default: auto)",
     )
@@ -49,8 +44,8 @@ def add_plans(parser: argparse.ArgumentParser) -> None:
         default="",
         help="compute capabilities for TensorRT-RTX, such as sm86,sm89,sm120; needs no GPU",
     )
-    add("--max-batch", type=int, default=8, metavar="N", help="(default: 8)")
-    add("--max-expressions", type=int, default=32, metavar="N", help="on one image (default: 32)")
+    add("--max-batch", type=int, default=8, metavar="N", help="images in one run (default: 8)")
+    add("--max-expressions", type=int, default=32, metavar="N", help="of one image (default: 32)")
     add("--version-compatible", action="store_true", help="TensorRT: for later versions, too")
     add("--hardware-compatible", action="store_true", help="TensorRT: for all GPUs from Ampere on")
     add("--timing-cache", type=Path, metavar="FILE", help="TensorRT: kernel timings")
@@ -59,8 +54,6 @@ def add_plans(parser: argparse.ArgumentParser) -> None:
 
 def plan_options(args: argparse.Namespace) -> PlanOptions:
     """Read the options of plans; InputError names the flag that is unusable."""
-    from cris_export.plans.options import PlanKind, PlanOptions
-
     return PlanOptions(
         kind=PlanKind(args.engine),
         targets=tuple(args.target.split(",")) if args.target else (),

@@ -90,45 +90,46 @@ def _parser() -> argparse.ArgumentParser:
             "cris-export --ckpt x.pth --int8 --calibration pairs.jsonl -o int8.bundle",
         ),
     )
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--ckpt",
         type=Path,
         required=True,
         metavar="FILE",
         help="checkpoint of the reference implementation or of cris-train",
     )
-    parser.add_argument(
+    add(
         "-o",
         "--output",
         type=Path,
         metavar="DIR",
         help="the bundle (default: x.bundle beside x.pth)",
     )
-    parser.add_argument(
+    add(
         "--word-len",
         type=int,
         metavar="N",
         help="tokens per expression: 17 for RefCOCO and RefCOCO+, 22 for G-Ref "
         "(default: the checkpoint's own, or 17)",
     )
-    parser.add_argument(
+    add(
         "--fp16",
         action="store_true",
         help="store float16 weights and typed float16 graphs; with --int8 what lies between int8 "
         "layers, which is for GPUs",
     )
-    parser.add_argument(
+    add(
         "--int8",
         action="store_true",
         help="store int8 weights and quantised graphs; needs --calibration",
     )
-    parser.add_argument(
+    add(
         "--calibration",
         type=Path,
         metavar="JSONL",
         help="pairs to calibrate --int8 on, as in --samples: a hundred like those to come",
     )
-    parser.add_argument(
+    add(
         "--samples",
         type=Path,
         metavar="JSONL",
@@ -136,20 +137,20 @@ def _parser() -> argparse.ArgumentParser:
         "the model's own, since masks that are all empty or full prove nothing "
         "(default: two packaged photographs)",
     )
-    parser.add_argument(
+    add(
         "--min-iou",
         type=float,
         metavar="X",
         help=f"least mean mask IoU against FP32 PyTorch (default: {DEFAULT_MIN_IOU}, with --int8 "
         "0.95)",
     )
-    parser.add_argument(
+    add(
         "--min-correlation",
         type=float,
         metavar="X",
         help="least correlation of --int8 logits with float32 on calibration pairs (default: 0.99)",
     )
-    parser.add_argument(
+    add(
         "--max-logit-error",
         type=float,
         metavar="X",
@@ -157,9 +158,7 @@ def _parser() -> argparse.ArgumentParser:
         "PyTorch; in fp32 also of each stage's outputs "
         "(default: by precision and arithmetic, docs/decisions/0004)",
     )
-    parser.add_argument(
-        "--opset", type=int, default=20, metavar="N", help="ONNX operator set (default: 20)"
-    )
+    add("--opset", type=int, default=20, metavar="N", help="ONNX operator set (default: 20)")
     build.add_plans(parser)
     check.add_prover(parser)
     return parser

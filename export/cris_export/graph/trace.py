@@ -26,7 +26,7 @@ DEFAULT_OPSET = 20
 
 
 @dataclass(frozen=True)
-class GraphSpec:
+class Interface:
     """Names of one graph's inputs and outputs, and of its free dimension at each.
 
     Attributes:
@@ -38,12 +38,12 @@ class GraphSpec:
     outputs: dict[str, str]
 
 
-IMAGE_ENCODER = GraphSpec({"image": "batch"}, {"f3": "batch", "f4": "batch", "f5": "batch"})
-TEXT_ENCODER = GraphSpec(
+IMAGE_ENCODER = Interface({"image": "batch"}, {"f3": "batch", "f4": "batch", "f5": "batch"})
+TEXT_ENCODER = Interface(
     {"tokens": "batch"}, {"words": "batch", "sentence": "batch", "padding": "batch"}
 )
 # `images` is 1 or `batch`: the features of one image are broadcast over all its expressions.
-MASK_DECODER = GraphSpec(
+MASK_DECODER = Interface(
     {
         "words": "batch",
         "sentence": "batch",
@@ -88,7 +88,7 @@ def trace_stages(stages: Stages, config: CrisConfig, opset: int) -> dict[str, ir
 
 
 def _trace(
-    name: str, module: nn.Module, args: tuple[Tensor, ...], spec: GraphSpec, opset: int
+    name: str, module: nn.Module, args: tuple[Tensor, ...], spec: Interface, opset: int
 ) -> ir.Model:
     batch = torch.export.Dim("batch", min=1, max=4096)
     try:
@@ -115,7 +115,7 @@ def _trace(
     return model
 
 
-def _name_dimensions(model: ir.Model, spec: GraphSpec) -> None:
+def _name_dimensions(model: ir.Model, spec: Interface) -> None:
     """One symbol served while tracing; the graph's face gets a name for each free dimension."""
     for values, names in ((model.graph.inputs, spec.inputs), (model.graph.outputs, spec.outputs)):
         for value in values:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
 import hashlib
 import os
 import secrets
@@ -19,15 +18,15 @@ from cris_deploy.bundle.plans import PlanRecord, RuntimeName
 from cris_deploy.bundle.reading import Bundle
 from cris_deploy.files import write_atomically
 from cris_export.errors import ExportError
-from cris_export.plans.builder import Built, Settings, Source, build_plan
+from cris_export.plans.builder import Built, Source, build_plan
 from cris_export.plans.choose import Builder, choose_builder
 from cris_export.plans.options import PlanOptions
 from cris_export.plans.watch import BuildLog, TimingCache
+from cris_export.write import lock
 
 _PARTIAL = ".partial"
 _LOG = ".log"
 _FAILED = ".failed.log"
-_MIB = 2**20
 
 
 def build_plans(
@@ -84,22 +83,13 @@ def _build(
 ) -> PlanRecord:
     """Build one plan into the staging folder, with its sidecar and log."""
     name = plans.plan_name(graph, chosen.runtime, chosen.targets)
-    settings = Settings(
-        max_batch=options.max_batch,
-        max_expressions=options.max_expressions,
-        targets=chosen.targets if chosen.runtime is RuntimeName.TENSORRT_RTX else (),
-        version_compatible=options.version_compatible,
-        hardware_compatible=options.hardware_compatible,
-        workspace_bytes=options.workspace_mib and options.workspace_mib * _MIB,
-        runs_here=chosen.runs_here,
-    )
     manifest = bundle.manifest
     source = Source(bundle.graph(graph), graph, manifest.graphs[graph], manifest.precision)
     log = BuildLog()
     step(f"building {name}")
     start = time.perf_counter()
     try:
-        built = build_plan(chosen.module, source, settings, log, cache, step)
+        built = build_plan(chosen, source, options, log, cache, step)
     except ExportError as error:
         kept = staging.parent / (name + _FAILED)
         with _writing(staging.parent):
@@ -151,10 +141,10 @@ def _staging(folder: Path) -> Iterator[Path]:
     made = not folder.exists()
     with _writing(folder):
         folder.mkdir(exist_ok=True)
-        lock = os.open(folder, os.O_RDONLY)
+    held = _lock(folder)
     staging = folder / f".{secrets.token_hex(4)}{_PARTIAL}"
     try:
-        if _alone(lock, folder):
+        if held is not None:
             for leftover in folder.glob(f".*{_PARTIAL}"):
                 shutil.rmtree(leftover, ignore_errors=True)
         with _writing(folder):
@@ -162,7 +152,8 @@ def _staging(folder: Path) -> Iterator[Path]:
         yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-        os.close(lock)
+        if held is not None:
+            os.close(held)
         if made:
             with contextlib.suppress(OSError):  # not empty: it holds plans, or a failed build's log
                 folder.rmdir()
@@ -176,15 +167,14 @@ def _writing(folder: Path) -> Iterator[None]:
         raise ExportError(f"{folder} cannot be written: {error}") from None
 
 
-def _alone(descriptor: int, folder: Path) -> bool:
-    """Lock the folder; False on a file system without locks, where leftovers have to stay."""
+def _lock(folder: Path) -> int | None:
+    """Lock the folder; None on a file system without locks, where leftovers have to stay."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return lock(folder)
     except BlockingIOError:
         raise ExportError(f"another cris-export builds plans in {folder}: wait for it") from None
     except OSError:
-        return False
-    return True
+        return None
 
 
 def _publish(staging: Path, record: PlanRecord) -> None:

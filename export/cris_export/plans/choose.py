@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 from cris_deploy.bundle.plans import RuntimeName
-from cris_deploy.errors import BackendError, InputError
+from cris_deploy.errors import BackendError, InputError, one_line
 from cris_deploy.machine.gpu import Gpu, Survey, survey_gpus
-from cris_export.plans.builder import import_runtime, supported_targets
 from cris_export.plans.options import PlanKind, PlanOptions
+
+_INSTALL = {
+    RuntimeName.TENSORRT: "pip install 'cris-deploy[tensorrt]'",
+    RuntimeName.TENSORRT_RTX: "pip install 'cris-deploy[tensorrt-rtx]'",
+}
+_MODULES = {RuntimeName.TENSORRT: "tensorrt", RuntimeName.TENSORRT_RTX: "tensorrt_rtx"}
+# The first whose strongly typed networks accept all that the exported graphs have, and the first
+# whose plans can be captured in CUDA graphs.
+_OLDEST = {RuntimeName.TENSORRT: (10, 13), RuntimeName.TENSORRT_RTX: (1, 2)}
 
 
 @dataclass(frozen=True)
@@ -60,8 +71,31 @@ def choose_builder(options: PlanOptions, step: Callable[[str], None]) -> Builder
     return _choose_auto(options, survey, step)
 
 
+def supported_targets(trt: Any) -> tuple[str, ...]:
+    """Name the compute capabilities that TensorRT-RTX can build for without such a GPU."""
+    names = (name.lower() for name in trt.ComputeCapability.__members__)
+    return tuple(sorted((n for n in names if re.fullmatch(r"sm\d+", n)), key=lambda n: int(n[2:])))
+
+
+def _import_runtime(name: RuntimeName) -> ModuleType:
+    """Import `tensorrt` or `tensorrt_rtx`; BackendError if it is missing, broken or too old."""
+    try:
+        module = importlib.import_module(_MODULES[name])
+    except (ImportError, OSError) as error:  # OSError: a library of it cannot be opened
+        raise BackendError(
+            f"--engine {name}: it cannot be imported ({one_line(error)}): run {_INSTALL[name]}"
+        ) from None
+    numbers = tuple(int(part) for part in re.findall(r"\d+", module.__version__)[:2])
+    if numbers < _OLDEST[name]:
+        raise BackendError(
+            f"--engine {name}: version {module.__version__} is installed, at least "
+            f"{'.'.join(map(str, _OLDEST[name]))} is needed: run {_INSTALL[name]} -U"
+        )
+    return module
+
+
 def _choose_tensorrt(options: PlanOptions, survey: Survey) -> Builder:
-    module = import_runtime(RuntimeName.TENSORRT)
+    module = _import_runtime(RuntimeName.TENSORRT)
     if not survey.gpus:
         raise BackendError(
             f"--engine tensorrt needs the GPU it builds for, and {survey.problem}: run it on the "
@@ -84,7 +118,7 @@ def _choose_tensorrt(options: PlanOptions, survey: Survey) -> Builder:
 
 
 def _choose_rtx(options: PlanOptions, survey: Survey) -> Builder:
-    module = import_runtime(RuntimeName.TENSORRT_RTX)
+    module = _import_runtime(RuntimeName.TENSORRT_RTX)
     if options.tensorrt_flags:
         raise InputError(
             f"{', '.join(options.tensorrt_flags)}: only --engine tensorrt has that. TensorRT-RTX "

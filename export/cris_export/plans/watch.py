@@ -23,7 +23,7 @@ _OUT_OF_MEMORY = re.compile(
     re.IGNORECASE,
 )
 _SHOWN_ERRORS = 3
-_PROGRESS_SECONDS = 10.0
+PROGRESS_SECONDS = 10.0
 
 
 class BuildLog:
@@ -171,7 +171,7 @@ def make_monitor(trt: Any, stop: threading.Event, say: Callable[[str], None]) ->
                 self._phases[phase_name] = (step + 1, steps)
                 now = time.monotonic()
                 line = None
-                if now - self._said >= _PROGRESS_SECONDS:
+                if now - self._said >= PROGRESS_SECONDS:
                     self._said = now
                     phases = self._phases.items()
                     line = ", ".join(f"{name} {done}/{steps}" for name, (done, steps) in phases)

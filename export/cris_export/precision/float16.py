@@ -1,7 +1,7 @@
 """A float32 graph becomes a typed float16 graph: the precision lies in the graph, nowhere else.
 
 TensorRT 11 has no precision flags any more, and a runtime that meets a typed graph cannot choose
-another precision silently. What stays float32, and why, is decided in `rules.py` on measured
+another precision silently. What stays float32, and why, is decided in `islands.py` on measured
 numbers.
 """
 

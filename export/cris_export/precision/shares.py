@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -47,9 +48,9 @@ def type_share(proto: onnx.ModelProto, islands: Mapping[str, str] | None = None)
         ExportError: the shape of a product's input or output cannot be inferred.
     """
     inferred = infer(proto)
-    nodes: dict[NumberType, int] = {}
-    products: dict[NumberType, int] = {}
-    weights: dict[NumberType, int] = {}
+    nodes: Counter[NumberType] = Counter()
+    products: Counter[NumberType] = Counter()
+    weights: Counter[NumberType] = Counter()
     producers = {output: node for node in proto.graph.node for output in node.output}
     conversions = 0
     for node in proto.graph.node:
@@ -63,13 +64,13 @@ def type_share(proto: onnx.ModelProto, islands: Mapping[str, str] | None = None)
             sources = [producers.get(name) for name in node.input[:2]]
             if all(s is not None and s.op_type == "DequantizeLinear" for s in sources):
                 number = NumberType.INT8
-            products[number] = products.get(number, 0) + multiply_adds(node, inferred.shapes)
-        nodes[number] = nodes.get(number, 0) + 1
+            products[number] += multiply_adds(node, inferred.shapes)
+        nodes[number] += 1
     for tensor in proto.graph.initializer:
         if (stored := _TYPES.get(tensor.data_type)) is not None:
             width = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-            weights[stored] = weights.get(stored, 0) + math.prod(tensor.dims) * width
-    return TypeShare(nodes, weights, products, conversions, dict(islands or {}))
+            weights[stored] += math.prod(tensor.dims) * width
+    return TypeShare(dict(nodes), dict(weights), dict(products), conversions, dict(islands or {}))
 
 
 def multiply_adds(node: onnx.NodeProto, shapes: Shapes) -> int:

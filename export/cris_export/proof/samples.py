@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections import Counter
@@ -16,18 +15,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cris_deploy import documents
 from cris_deploy.bundle.manifest import Sample
 from cris_deploy.errors import CheckpointError, CrisError, InputError
 from cris_deploy.pixels import image as images
 from cris_deploy.words.tokenizer import Tokenizer
 from cris_export.graph.stages import build_stages
-from cris_export.graph.trace import IMAGE_ENCODER, TEXT_ENCODER, GraphSpec
+from cris_export.graph.trace import IMAGE_ENCODER, TEXT_ENCODER, Interface
 from cris_train.model import Cris
 
 PACKAGED = Path(__file__).parent / "samples_data" / "samples.jsonl"
 # Samples that carry the stages' outputs, too: at full size 3.5 MB per image, 37 kB per expression.
 SCENES = 2
 EXPRESSIONS = 4  # per scene
+
+_LINE = 'write lines such as {"image": "photo.jpg", "expression": "the man in red"}'
 
 Features: TypeAlias = dict[str, NDArray[np.generic]]
 
@@ -37,6 +39,12 @@ class SampleSource:
     """One pair to prove an export on: an image file and a referring expression."""
 
     image: Path
+    expression: str
+
+
+@dataclass(frozen=True)
+class _Line:
+    image: str
     expression: str
 
 
@@ -80,17 +88,9 @@ def read_samples(path: Path | None, flag: str = "--samples") -> list[SampleSourc
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        try:
-            entry = json.loads(line)
-            image, expression = entry["image"], entry["expression"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{flag} {path}, line {number}: expected "
-                f'{{"image": "photo.jpg", "expression": "the man in red"}}'
-            ) from error
-        if not isinstance(image, str) or not isinstance(expression, str):
-            raise InputError(f"{flag} {path}, line {number}: both values have to be strings")
-        samples.append(SampleSource(path.parent / image, expression))
+        where = f"{flag} {path}, line {number}"
+        entry = documents.read(_Line, line, where, remedy=_LINE, error=InputError)
+        samples.append(SampleSource(path.parent / entry.image, entry.expression))
     if not samples:
         raise InputError(f"{flag} {path}: the file names no sample")
     return samples
@@ -182,5 +182,5 @@ def write_samples(folder: Path, answers: Sequence[Answer]) -> tuple[Sample, ...]
     return tuple(written)
 
 
-def _named(spec: GraphSpec, outputs: tuple[Tensor, ...]) -> Features:
+def _named(spec: Interface, outputs: tuple[Tensor, ...]) -> Features:
     return {name: output.numpy() for name, output in zip(spec.outputs, outputs, strict=True)}

@@ -12,8 +12,9 @@ from cris_deploy.bundle.reading import MANIFEST, Bundle, GraphName
 from cris_deploy.errors import BackendError
 from cris_deploy.execution.backends import CACHE_VARIABLE, BackendName, Device, tensorrt
 from cris_deploy.machine import gpu
+from tests.helpers.plans import write_plans
 from tests.stand_ins.fake_machine import machine
-from tests.stand_ins.fake_tensorrt import GPU, VERSION, write_plans
+from tests.stand_ins.fake_tensorrt import GPU, VERSION
 
 __all__ = ["machine"]
 

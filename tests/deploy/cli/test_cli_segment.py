@@ -16,8 +16,8 @@ from cris_deploy.cli import guarded
 from cris_deploy.cli.jobs import BadEntry, Job, read_jobs
 from cris_deploy.cli.segment import main, segment_jobs
 from cris_deploy.errors import InputError
+from tests.helpers.plans import write_plans
 from tests.stand_ins.fake_machine import machine
-from tests.stand_ins.fake_tensorrt import write_plans
 
 __all__ = ["machine"]
 
