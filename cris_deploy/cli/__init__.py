@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import cris_deploy
-from cris_deploy.errors import CrisError
+from cris_deploy.errors import CrisError, one_line
 
 
 class Parser(argparse.ArgumentParser):
@@ -42,8 +42,3 @@ def guarded(program: str, action: Callable[[], int]) -> int:
     except BrokenPipeError:  # the reader of stdout, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-
-
-def one_line(error: BaseException) -> str:
-    """Fold an error's message into one line."""
-    return " ".join(str(error).split())

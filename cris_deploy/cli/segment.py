@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cris_deploy.cli import Parser, guarded, one_line
+from cris_deploy.cli import Parser, guarded
 from cris_deploy.cli.jobs import BadEntry, Job, read_jobs
-from cris_deploy.errors import CrisError, InputError
+from cris_deploy.errors import CrisError, InputError, one_line
 from cris_deploy.execution.backends import AUTO, BackendName, Compute
 from cris_deploy.pixels.image import MAX_PIXELS, Pixels
 from cris_deploy.results.segmentation import Segmentation

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import torch
 
-from cris_deploy.errors import ExportError
-from cris_deploy.execution.backends import one_line
+from cris_deploy.errors import ExportError, one_line
 from cris_train.model import Cris
 
 

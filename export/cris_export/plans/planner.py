@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from cris_deploy.bundle.plans import PlanRecord
-from cris_deploy.errors import BackendError
-from cris_deploy.execution.backends import one_line
+from cris_deploy.errors import BackendError, one_line
 from cris_export.plans.build import EngineOptions, build_engines, choose_engine
 
 T = TypeVar("T")

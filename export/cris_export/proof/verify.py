@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cris_deploy.bundle.manifest import GraphName, Parity, RouteParity
-from cris_deploy.errors import BackendError
+from cris_deploy.errors import BackendError, one_line
 from cris_deploy.execution.backends import (
     AUTO,
     CACHE_VARIABLE,
     BackendName,
     Device,
-    one_line,
     parse_names,
     status,
 )

@@ -10,7 +10,13 @@ from cris_deploy.bundle.manifest import Precision
 from cris_deploy.bundle.plans import RuntimeName, folder
 from cris_deploy.bundle.reading import MANIFEST, Bundle, GraphName
 from cris_deploy.errors import BackendError
-from cris_deploy.execution.backends import CACHE_VARIABLE, BackendName, Device, tensorrt
+from cris_deploy.execution.backends import (
+    CACHE_VARIABLE,
+    BackendName,
+    Device,
+    tensorrt,
+    tensorrt_runtime,
+)
 from cris_deploy.machine import gpu
 from tests.stand_ins.fake_machine import machine
 from tests.stand_ins.fake_tensorrt import GPU, VERSION, write_plans
@@ -49,7 +55,7 @@ def test_info(machine):
 def test_arithmetic_is_what_the_plan_has():
     for precision in Precision:
         assert tensorrt.computes(precision, Device.CUDA) == (precision.value,)
-    assert tensorrt.devices() == (Device.CUDA,)
+    assert tensorrt.installed_devices() == tensorrt.DEVICES == (Device.CUDA,)
 
 
 def test_no_cpu(machine):
@@ -156,7 +162,7 @@ def test_runtime_that_cannot_be_imported(machine, monkeypatch):
         def import_module(name):
             raise ImportError("libnvinfer.so.10: cannot open shared object file")
 
-    monkeypatch.setattr(tensorrt, "importlib", Nothing)
+    monkeypatch.setattr(tensorrt_runtime, "importlib", Nothing)
     with pytest.raises(BackendError, match=r"libnvinfer.*cris-deploy\[tensorrt-rtx\]"):
         machine.engine("tensorrt-rtx")
 

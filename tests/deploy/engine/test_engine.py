@@ -427,9 +427,9 @@ def test_close(engine, images):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"backend": "tensorflow"}, InputError, "auto, onnxruntime"),
+        ({"backend": "tensorflow"}, InputError, "auto, tensorrt, .*onnxruntime"),
         ({"device": "tpu"}, InputError, "auto, cpu, cuda"),
-        ({"backend": 3}, InputError, "backend is 3: give one of auto, onnxruntime"),
+        ({"backend": 3}, InputError, "backend is 3: give one of auto, tensorrt"),
         ({"device": None}, InputError, "device is None: give one of"),
         ({"precision": ["fp32"]}, InputError, r"precision is \['fp32'\] \(list\): give one of"),
         ({"threads": 0}, InputError, "threads is 0: give a whole number, 1 to 1024, or None"),
@@ -525,7 +525,7 @@ def test_auto_tells_why_cuda_was_not_taken(tiny_bundle, monkeypatch):
     from cris_deploy.execution.backends import onnxruntime as backend
 
     # An installation that was built for CUDA on a machine where it does not work.
-    monkeypatch.setattr(backend, "devices", lambda: (Device.CPU, Device.CUDA))
+    monkeypatch.setattr(backend, "installed_devices", lambda: (Device.CPU, Device.CUDA))
     engine = Engine(tiny_bundle)
     assert engine.info.device is Device.CPU
     assert "passed over: " in engine.info.reason
