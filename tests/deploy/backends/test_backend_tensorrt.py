@@ -139,7 +139,7 @@ def test_a_run_that_raises_empties_the_caches(machine):
         machine.tensorrt.raises["execute_async_v3"] = RuntimeError("it threw")
         with pytest.raises(BackendError, match="failed to run: it threw"):
             engine.segment(IMAGE[:20], "b")
-        assert len(engine._scenes) == len(engine._texts) == 0
+        assert engine.pipeline.cached == (0, 0)
         np.testing.assert_allclose(engine.segment(IMAGE, "a").logits, expected.logits, atol=1e-4)
     machine.check()
 
@@ -219,16 +219,18 @@ def test_graphs_run_from_host_to_host(machine):
         rng = np.random.default_rng(0)
         inputs = {"image": rng.normal(size=(11, 3, 64, 64)).astype(np.float32)}
         stage = GraphName.IMAGE_ENCODER
-        features = engine._stages()[stage].run(inputs)
-        for name, value in reference._stages()[stage].run(inputs).items():
+        features = engine.pipeline.stages[stage].run(inputs)
+        for name, value in reference.pipeline.stages[stage].run(inputs).items():
             np.testing.assert_allclose(features[name], value, atol=1e-4)
         with pytest.raises(BackendError, match="input image is float64"):
-            engine._stages()[stage].run({"image": np.zeros((1, 3, 64, 64))})
-        texts = engine._stages()[GraphName.TEXT_ENCODER].run({"tokens": np.ones((11, 7), np.int64)})
+            engine.pipeline.stages[stage].run({"image": np.zeros((1, 3, 64, 64))})
+        texts = engine.pipeline.stages[GraphName.TEXT_ENCODER].run(
+            {"tokens": np.ones((11, 7), np.int64)}
+        )
         stage = GraphName.MASK_DECODER
         for scene in (features, {name: value[:1] for name, value in features.items()}):
-            logits = engine._stages()[stage].run({**texts, **scene})["logits"]
-            wanted = reference._stages()[stage].run({**texts, **scene})["logits"]
+            logits = engine.pipeline.stages[stage].run({**texts, **scene})["logits"]
+            wanted = reference.pipeline.stages[stage].run({**texts, **scene})["logits"]
             np.testing.assert_allclose(logits, wanted, atol=1e-4)
     machine.check()
 
