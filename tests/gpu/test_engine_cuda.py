@@ -104,7 +104,7 @@ def test_no_node_is_left_to_the_cpu(make_engine, images):
             pytest.skip("TensorRT has no CPU")
         engine.segment(images[0], ["a", "b", "c"])
         with engine.pipeline.stages[GraphName.MASK_DECODER].device.lane() as lane:
-            sessions = [slot._program._session.session for slot in lane._slots.values()]
+            sessions = [bound._program._session.session for bound in lane._kept.values()]
         assert len(sessions) >= 4
         for session in sessions:
             assert session.get_providers()[0] == PROVIDER
