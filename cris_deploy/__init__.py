@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cris_deploy.bundle.manifest import Precision
-    from cris_deploy.engine import Engine, EngineInfo, Scene
+    from cris_deploy.engine import Engine
     from cris_deploy.errors import (
         BackendError,
         BundleError,
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from cris_deploy.execution.backends import BackendName, Choice, Compute, Device
     from cris_deploy.proof.check import CheckReport, check
     from cris_deploy.results.device_segmentation import DeviceSegmentation
+    from cris_deploy.results.engine_info import EngineInfo
+    from cris_deploy.results.scene import Scene
     from cris_deploy.results.segmentation import Segmentation
     from cris_deploy.words.tokenizer import TruncationWarning
 
@@ -56,7 +58,7 @@ _MODULES = {
     "execution.backends": ("BackendName", "Choice", "Compute", "Device"),
     "proof.check": ("CheckReport", "check"),
     "results.device_segmentation": ("DeviceSegmentation",),
-    "engine": ("Engine", "EngineInfo", "Scene"),
+    "engine": ("Engine",),
     "errors": (
         "BackendError",
         "BundleError",
@@ -68,6 +70,8 @@ _MODULES = {
         "KernelError",
     ),
     "bundle.manifest": ("Precision",),
+    "results.engine_info": ("EngineInfo",),
+    "results.scene": ("Scene",),
     "results.segmentation": ("Segmentation",),
     "words.tokenizer": ("TruncationWarning",),
 }

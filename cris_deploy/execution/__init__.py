@@ -1,1 +1,1 @@
-"""From letterboxed images and tokens to masks: executors, backends, batches, caches."""
+"""From images and expressions to masks: the steps, executors, backends, streams, caches."""

@@ -2,22 +2,21 @@
 
 import os
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 from cris_deploy.errors import BackendError, CrisError, ExpressionError, InputError
+from cris_deploy.execution.executor import Decoded
+from cris_deploy.execution.steps import Picture, Prompt, Steps
 from cris_deploy.pixels.image import ImageInput
-from cris_deploy.results.segmentation import Segmentation
-
-if TYPE_CHECKING:
-    from cris_deploy.engine import Engine, Picture, Prompt
 
 MOST_DECODERS: Final = 4
 """Threads that decode unless another number is asked for; fewer where there are fewer cores."""
 
+_T = TypeVar("_T")
 _FileState: TypeAlias = tuple[str, int, int, int]
 
 
@@ -25,21 +24,25 @@ _FileState: TypeAlias = tuple[str, int, int, int]
 class _Drawn:
     """A pair that was drawn; its picture may still be decoded."""
 
-    picture: "Future[Picture]"
-    prompt: "Prompt"
+    picture: Future[Picture]
+    prompt: Prompt
 
 
 def segment_pairs(
-    engine: "Engine", pairs: Iterator[object], batch_size: int, threads: int | None
-) -> Generator[Segmentation | CrisError, None, None]:
-    """Give one item per pair, in their order: its segmentation, or what is wrong with this pair.
+    steps: Steps,
+    result: Callable[[Decoded, Prompt], _T],
+    pairs: Iterator[object],
+    batch_size: int,
+    threads: int | None,
+) -> Generator[_T | CrisError, None, None]:
+    """Give one item per pair, in their order: its result, or what is wrong with this pair.
 
     What concerns no pair is raised: an error of `pairs` itself, after the items of all pairs that
     came before it, or a closed engine. The threads end with the iterator.
     """
     cores = len(os.sched_getaffinity(0))
     pool = ThreadPoolExecutor(threads or min(cores, MOST_DECODERS), "cris-decode")
-    drawer = _Drawer(engine, pool)
+    drawer = _Drawer(steps, pool)
     ahead: deque[_Drawn | CrisError] = deque()
     ended: Exception | None = None
     drawing = True
@@ -58,7 +61,7 @@ def segment_pairs(
             if not ahead:
                 break
             batch = [ahead.popleft() for _ in range(min(batch_size, len(ahead)))]
-            yield from _run_batch(engine, batch)
+            yield from _run_batch(steps, result, batch)
         if ended is not None:
             raise ended
     finally:
@@ -66,9 +69,9 @@ def segment_pairs(
 
 
 def _run_batch(
-    engine: "Engine", batch: list[_Drawn | CrisError]
-) -> Iterator[Segmentation | CrisError]:
-    results: list[CrisError | None] = []
+    steps: Steps, result: Callable[[Decoded, Prompt], _T], batch: list[_Drawn | CrisError]
+) -> Iterator[_T | CrisError]:
+    errors: list[CrisError | None] = []
     pictures: list[Picture] = []
     prompts: list[Prompt] = []
     for drawn in batch:
@@ -77,19 +80,19 @@ def _run_batch(
                 raise drawn
             pictures.append(drawn.picture.result())
         except CrisError as error:
-            results.append(error)
+            errors.append(error)
         else:
             prompts.append(drawn.prompt)
-            results.append(None)
-    segmentations: Iterator[Segmentation | CrisError] = iter(())
+            errors.append(None)
+    results: Iterator[_T | CrisError] = iter(())
     if pictures:
         try:
-            scenes = engine.encode_pictures(pictures)
-            segmentations = iter(engine.decode_masks(scenes, prompts))
-        except BackendError as error:
-            segmentations = iter([error] * len(pictures))
-    for result in results:
-        yield next(segmentations) if result is None else result
+            decoded = steps.decode_masks(steps.encode_pictures(pictures), prompts)
+            results = iter([result(*item) for item in zip(decoded, prompts, strict=True)])
+        except BackendError as failure:
+            results = iter([failure] * len(pictures))
+    for error_of_pair in errors:
+        yield next(results) if error_of_pair is None else error_of_pair
 
 
 class _Drawer:
@@ -100,8 +103,8 @@ class _Drawer:
     decoded again.
     """
 
-    def __init__(self, engine: "Engine", pool: ThreadPoolExecutor) -> None:
-        self._engine = engine
+    def __init__(self, steps: Steps, pool: ThreadPoolExecutor) -> None:
+        self._steps = steps
         self._pool = pool
         self._last: tuple[_FileState, Future[Picture]] | None = None
 
@@ -118,22 +121,22 @@ class _Drawer:
                 raise ExpressionError(
                     f"expression is a {type(expression).__name__}: give one string per pair"
                 )
-            prompt = self._engine.read_expressions(expression)[0]
+            prompt = self._steps.read_expressions(expression)[0]
             return _Drawn(self._picture(image), prompt)
         except CrisError as error:
             return error
 
-    def _picture(self, image: ImageInput) -> "Future[Picture]":
+    def _picture(self, image: ImageInput) -> Future[Picture]:
         if isinstance(image, (bytes, bytearray, memoryview)):
-            return self._pool.submit(self._engine.prepare, bytes(image))
+            return self._pool.submit(self._steps.prepare, bytes(image))
         if not isinstance(image, (str, os.PathLike)):
             ready: Future[Picture] = Future()
-            ready.set_result(self._engine.prepare(image))
+            ready.set_result(self._steps.prepare(image))
             return ready
         state = _file_state(image)
         if state is not None and self._last is not None and self._last[0] == state:
             return self._last[1]
-        decoding = self._pool.submit(self._engine.prepare, image)
+        decoding = self._pool.submit(self._steps.prepare, image)
         self._last = None if state is None else (state, decoding)
         return decoding
 

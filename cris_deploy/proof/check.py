@@ -317,7 +317,8 @@ def _prove_stages(
     bundle: Bundle, engine: Engine, references: Sequence[_Reference]
 ) -> tuple[StageParity, ...]:
     """Each stage on FP32 PyTorch's inputs, for the samples that have them."""
-    graphs = engine._stages()  # those that serve: a second set would need the memory again
+    steps = engine.pipeline
+    graphs = steps.stages  # those that serve: a second set would need the memory again
     image_encoder, text_encoder = (graphs[name] for name in _ENCODERS)
     mask_decoder = graphs[GraphName.MASK_DECODER]
     inputs = bundle.manifest.graphs[GraphName.MASK_DECODER].inputs
@@ -336,10 +337,10 @@ def _prove_stages(
         if reference.scene is None or reference.text is None:
             continue
         if reference.path not in scenes:
-            pixels = images.normalise(engine.prepare(reference.path).square)
+            pixels = images.normalise(steps.prepare(reference.path).square)
             scenes[reference.path] = dict(image_encoder.run({"image": pixels[None]}))
         scene = scenes[reference.path]
-        (prompt,) = engine.read_expressions([reference.sample.expression])
+        (prompt,) = steps.read_expressions([reference.sample.expression])
         text = dict(text_encoder.run({"tokens": prompt.tokens[None]}))
         alone = decode(reference.text, reference.scene)
         decoder = Deviation.of(alone, reference.logits)

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cris_deploy.execution.cuda.executor import DeviceMask
 from cris_deploy.execution.cuda.memory import SharedTensor
+from cris_deploy.execution.steps import Prompt
 from cris_deploy.results.segmentation import Segmentation
 
 
@@ -28,6 +30,11 @@ class DeviceSegmentation:
     stats: SharedTensor
     expression: str
     truncated: bool
+
+    @classmethod
+    def of(cls, found: DeviceMask, prompt: Prompt) -> "DeviceSegmentation":
+        """Make it of what was decoded for an expression."""
+        return cls(found.mask, found.logits, found.stats, prompt.expression, prompt.truncated)
 
     def to_host(self) -> Segmentation:
         """Wait, and copy everything to the host; BackendError if the work failed."""

@@ -1,47 +1,36 @@
-"""What the engine hands from step to step: a picture, a prompt, an image with its features."""
+"""An image that is encoded once, for any number of expressions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, overload
 
-import numpy as np
-from numpy.typing import NDArray
-
-from cris_deploy.execution.executor import Features
-from cris_deploy.pixels.image import Pixels
+from cris_deploy.execution.steps import EncodedPicture, Prompt, Steps
 from cris_deploy.results.segmentation import Segmentation
 
 if TYPE_CHECKING:
-    from cris_deploy.engine import Engine
     from cris_deploy.results.device_segmentation import DeviceSegmentation
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """A decoded image, letterboxed to (S, S, 3) uint8 RGB, and the size it had."""
-
-    square: Pixels
-    height: int
-    width: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Prompt:
-    """An expression as it was given, its tokens (word_len,) int64, and whether they were cut."""
-
-    expression: str
-    tokens: NDArray[np.int64]
-    truncated: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scene:
-    """An image whose features are computed; segment it with any number of expressions."""
+    """An image whose features are computed; segment it with any number of expressions.
 
-    engine: "Engine"
-    features: Features
-    height: int
-    width: int
+    steps: Those of the engine that encoded it.
+    encoded: Its features, and the image's size.
+    """
+
+    steps: Steps
+    encoded: EncodedPicture
+
+    @property
+    def height(self) -> int:
+        """Of the image, in pixels."""
+        return self.encoded.height
+
+    @property
+    def width(self) -> int:
+        """Of the image, in pixels."""
+        return self.encoded.width
 
     @overload
     def segment(self, expression: str) -> Segmentation: ...  # type: ignore[overload-overlap]
@@ -52,8 +41,7 @@ class Scene:
 
         Raises ExpressionError for an unusable expression, BackendError if the runtime fails.
         """
-        prompts = self.engine.read_expressions(expression)
-        results = self.engine.decode_masks([self] * len(prompts), prompts)
+        results = segment_prompts(self, self.steps.read_expressions(expression))
         return results[0] if isinstance(expression, str) else results
 
     @overload
@@ -68,6 +56,15 @@ class Scene:
         self, expression: str | Sequence[str], *, stream: object = None
     ) -> "DeviceSegmentation | list[DeviceSegmentation]":
         """Segment as `segment` does and leave the masks on the GPU; see `Engine`'s of that name."""
-        prompts = self.engine.read_expressions(expression)
-        results = self.engine.decode_masks_on_device([self] * len(prompts), prompts, stream)
+        from cris_deploy.results.device_segmentation import DeviceSegmentation
+
+        prompts = self.steps.read_expressions(expression)
+        found = self.steps.decode_masks_on_device([self.encoded] * len(prompts), prompts, stream)
+        results = [DeviceSegmentation.of(*item) for item in zip(found, prompts, strict=True)]
         return results[0] if isinstance(expression, str) else results
+
+
+def segment_prompts(scene: Scene, prompts: Sequence[Prompt]) -> list[Segmentation]:
+    """Segment a scene with expressions that were read."""
+    decoded = scene.steps.decode_masks([scene.encoded] * len(prompts), prompts)
+    return [Segmentation.of(*item) for item in zip(decoded, prompts, strict=True)]

@@ -7,6 +7,8 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from cris_deploy.execution.executor import Decoded
+from cris_deploy.execution.steps import Prompt
 from cris_deploy.pixels import image as images
 from cris_deploy.pixels import mask as masks
 from cris_deploy.results import overlay
@@ -37,6 +39,20 @@ class Segmentation:
     truncated: bool
     area: int
     box: masks.Box | None
+
+    @classmethod
+    def of(cls, decoded: Decoded, prompt: Prompt) -> "Segmentation":
+        """Make it of what was decoded for an expression."""
+        upsampled, logits = decoded
+        assert upsampled.mask is not None  # it was asked for
+        return cls(
+            upsampled.mask,
+            logits,
+            prompt.expression,
+            prompt.truncated,
+            upsampled.area,
+            upsampled.box,
+        )
 
     @property
     def score(self) -> float:

@@ -5,7 +5,7 @@ import time
 from collections import OrderedDict
 from typing import Final
 
-from cris_deploy.results.scene import Picture
+from cris_deploy.execution.steps import Picture
 
 
 def image_id(data: bytes) -> str:

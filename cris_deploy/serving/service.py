@@ -11,12 +11,12 @@ from typing import Final
 
 import numpy as np
 
+from cris_deploy.batcher import Batcher, Limits
 from cris_deploy.bundle.reading import Bundle
 from cris_deploy.engine import Engine
 from cris_deploy.errors import BundleError, BusyError, CrisError
-from cris_deploy.execution.batcher import Batcher, Limits
+from cris_deploy.execution.steps import Picture
 from cris_deploy.pixels.mask import mask_from_logits, overlap
-from cris_deploy.results.scene import Picture
 from cris_deploy.results.segmentation import Segmentation
 from cris_deploy.serving.answers import Refused
 from cris_deploy.serving.images import ImageStore, image_id
@@ -110,7 +110,7 @@ class Service:
         """
         async with self._using() as (engine, batcher):
             began = time.monotonic()
-            engine.read_expressions(expressions)  # refusing one is cheap, decoding is not
+            engine.pipeline.read_expressions(expressions)  # refusing one is cheap, decoding is not
             if identity is None:
                 assert image is not None
                 # A thread costs more than the hash of a usual picture.
@@ -170,7 +170,7 @@ class Service:
     async def _decode(self, engine: Engine, image: bytes | np.ndarray) -> Picture:
         def decode() -> Picture:
             began = time.perf_counter()
-            picture = engine.prepare(image)
+            picture = engine.pipeline.prepare(image)
             self._metrics.observe_run("decode", time.perf_counter() - began, 1)
             return picture
 
@@ -213,7 +213,7 @@ class Service:
             delay=options.batch_delay,
             waiting=options.waiting,
         )
-        batcher = Batcher(engine, limits, workers=options.streams, on_run=self._metrics.observe_run)
+        batcher = Batcher(engine, limits, on_run=self._metrics.observe_run)
         info = engine.info
         _log.info(
             "ready: %s on %s in %s",

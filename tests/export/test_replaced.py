@@ -105,7 +105,7 @@ def test_a_change_while_graphs_are_loaded(own_bundle, monkeypatch, change, loade
 def test_sessions_that_onnxruntime_makes_later_are_of_the_same_bundle(machine, change):
     with machine.engine("onnxruntime", cache=False, streams=2) as engine:
         before = [result.logits for result in engine.segment(IMAGE, EXPRESSIONS[:1])]
-        device = engine._stages()[GraphName.IMAGE_ENCODER].device
+        device = engine.pipeline.stages[GraphName.IMAGE_ENCODER].device
         change(machine.bundle)
         with (
             device.lane(),  # the one that has its sessions: the other has to make its own
@@ -119,7 +119,7 @@ def test_sessions_that_onnxruntime_makes_later_are_of_the_same_bundle(machine, c
 
 def test_a_plan_that_is_loaded_again_is_of_the_same_bundle(machine):
     engine = machine.engine("tensorrt")
-    plan = engine._graphs[GraphName.IMAGE_ENCODER]._binder._plan
+    plan = engine.pipeline.stages[GraphName.IMAGE_ENCODER]._binder._plan
     replace(machine.bundle)
     with pytest.raises(BundleError, match=r"is not what was opened.*make a new Engine"):
         plan._load()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cris_deploy import Engine
-from cris_deploy.bundle.manifest import Precision
+from cris_deploy.bundle.manifest import GraphName, Precision
 from cris_deploy.bundle.reading import Bundle
 from cris_deploy.errors import BackendError
 from cris_deploy.execution.backends import BackendName, Device
@@ -103,11 +103,8 @@ def test_no_node_is_left_to_the_cpu(make_engine, images):
         if engine.info.backend is not BackendName.ONNXRUNTIME:
             pytest.skip("TensorRT has no CPU")
         engine.segment(images[0], ["a", "b", "c"])
-        sessions = [
-            slot._program._session
-            for lane in [engine._executor._device._idle.get()]
-            for slot in lane._slots.values()
-        ]
+        with engine.pipeline.stages[GraphName.MASK_DECODER].device.lane() as lane:
+            sessions = [bound._program._session.session for bound in lane._kept.values()]
         assert len(sessions) >= 4
         for session in sessions:
             assert session.get_providers()[0] == PROVIDER

@@ -74,14 +74,14 @@ def stages(engine: Engine, rows: Mapping[GraphName, Mapping[str, int]]) -> Conte
 
     @contextlib.contextmanager
     def hold() -> Iterator[tuple[int, Callable[[], None]]]:
-        graphs = engine._stages()
+        graphs = engine.pipeline.stages
         device = next(iter(graphs.values())).device  # type: ignore[attr-defined]
         with device.lane() as lane:
-            slots = [graphs[name].slot(lane, counts) for name, counts in rows.items()]  # type: ignore[attr-defined]
+            graphs_of_lane = [graphs[name].bound(lane, counts) for name, counts in rows.items()]  # type: ignore[attr-defined]
 
             def run() -> None:
-                for slot in slots:
-                    slot.launch()
+                for bound in graphs_of_lane:
+                    bound.launch()
 
             yield lane.stream.handle, run
             lane.stream.wait()

@@ -23,7 +23,7 @@ from cris_bench.subject import paper_fps, parity_of
 from cris_deploy.bundle.manifest import GraphName
 from cris_deploy.bundle.reading import Bundle
 from cris_deploy.errors import InputError
-from cris_deploy.execution.backends import BackendName, Compute, Device
+from cris_deploy.execution.backends import BackendName, Compute, Device, Graph
 from cris_deploy.pixels.image import letterbox
 from cris_train import checkpoint
 from cris_train.model import TABLE_1, Cris, CrisConfig
@@ -187,10 +187,14 @@ def test_a_pass_runs_the_stages_that_its_scope_is_about(
 ) -> None:
     ours = Ours(Way("fp32", tiny_bundle, BackendName.ONNXRUNTIME, Device.CPU, Compute.FP32), 1)
     runs = Counter[GraphName]()
-    for name, graph in ours.engine._stages().items():
-        counted = mock.Mock(wraps=graph)
-        counted.run = lambda inputs, name=name, run=graph.run: (runs.update([name]), run(inputs))[1]
-        ours.engine._graphs[name] = counted  # type: ignore[index]
+
+    def counted(name: GraphName, graph: Graph) -> Graph:
+        run = graph.run
+        wrapped = mock.Mock(wraps=graph)
+        wrapped.run = lambda inputs: (runs.update([name]), run(inputs))[1]
+        return wrapped
+
+    ours.engine.pipeline.wrap_stages(counted)
     options = BenchOptions(scopes=(scope,), image_height=40, image_width=60, warmup=1, iterations=2)
     results = Results()
     race(Field(None, [], [ours], 64, 7, 514), Shape(1, 1), options, results, lambda: None)

@@ -36,8 +36,6 @@ _TYPES = {
     "i": ctypes.c_int,
     "b": ctypes.c_ubyte,
 }
-# Context a stream may stand for, by its address: the default stream has two.
-DEFAULTS = {0: LEGACY, LEGACY: LEGACY, PER_THREAD: PER_THREAD}
 
 
 @dataclass
@@ -75,7 +73,7 @@ class FakeCuda:
         self.capacity = capacity
         self.lock = threading.RLock()
         self.blocks: dict[int, Block] = {}
-        self.streams: dict[int, Stream] = {LEGACY: Stream(), PER_THREAD: Stream()}
+        self.streams: dict[int, Stream] = {LEGACY: Stream()}
         self.events: dict[int, tuple[int, list[bool]]] = {}
         self.graphs: dict[int, list[Callable[[], None]]] = {}
         self.user_objects: dict[int, UserObject] = {}
@@ -107,7 +105,15 @@ class FakeCuda:
             (found.queue if found.recording is None else found.recording).append(work)
 
     def stream(self, handle: int) -> Stream:
-        return self.streams[DEFAULTS.get(handle, handle)]
+        return self.streams[self.which(handle)]
+
+    def which(self, handle: int) -> int:
+        """Key of the stream that a handle means here: the default streams have no handle alone."""
+        if handle == PER_THREAD:
+            own = -threading.get_ident()
+            self.streams.setdefault(own, Stream())
+            return own
+        return handle or LEGACY
 
     def view(self, pointer: int, shape: tuple[int, ...], dtype: object) -> np.ndarray:
         """Live memory as an array."""

@@ -11,7 +11,6 @@ from cuda.bindings import driver
 
 from tests.stand_ins.fake_cuda import (
     CONTEXT,
-    DEFAULTS,
     INVALID_HANDLE,
     KEPT,
     LEGACY,
@@ -230,7 +229,7 @@ def cuStreamSynchronize(self, stream):
 
 @function("pp")
 def cuStreamGetCtx(self, stream, context):
-    if stream not in DEFAULTS and stream not in self.streams:
+    if self.which(stream) not in self.streams:
         return INVALID_HANDLE
     put(context, CONTEXT)
     return OK
@@ -244,7 +243,7 @@ def cuStreamWaitEvent(self, stream, event, flags):
     source, passed = self.events[event]
 
     def wait() -> None:
-        if DEFAULTS.get(source, source) in self.streams:
+        if source in self.streams:
             self.finish(source, passed)
 
     self.enqueue(stream, wait)
@@ -260,10 +259,10 @@ def cuEventCreate(self, event, flags):
 
 @function("pp")
 def cuEventRecord(self, event, stream):
-    if DEFAULTS.get(stream, stream) not in self.streams or event not in self.events:
+    if self.which(stream) not in self.streams or event not in self.events:
         return INVALID_HANDLE
     passed = [False]
-    self.events[event] = (stream, passed)
+    self.events[event] = (self.which(stream), passed)
 
     def mark() -> None:
         passed[0] = True
@@ -282,7 +281,7 @@ def cuEventQuery(self, event):
 @function("p")
 def cuEventSynchronize(self, event):
     stream, passed = self.events[event]
-    if DEFAULTS.get(stream, stream) not in self.streams:
+    if stream not in self.streams:
         return OK
     return self._wait(stream, passed)
 

@@ -11,7 +11,7 @@ from cris_deploy import Engine
 from cris_deploy.bundle.plans import RuntimeName
 from cris_deploy.execution.backends import cuda_libraries
 from cris_deploy.execution.backends import onnxruntime as onnxruntime_backend
-from cris_deploy.execution.backends import tensorrt as tensorrt_backend
+from cris_deploy.execution.backends import tensorrt_runtime as tensorrt_backend
 from cris_deploy.execution.cuda import executor as device_executor
 from cris_deploy.machine import gpu
 from cris_deploy.pixels import on_gpu as device
@@ -60,6 +60,14 @@ class Machine:
     def check(self) -> None:
         """Nothing that CUDA forbids was done."""
         assert self.cuda.problems == [], self.cuda.problems
+
+
+def surveyed(
+    monkeypatch: pytest.MonkeyPatch, *gpus: gpu.Gpu, cuda: tuple[int, int] | None = (13, 2)
+) -> None:
+    """Let the driver show these GPUs."""
+    problem = None if gpus else "there is no NVIDIA driver"
+    monkeypatch.setattr(gpu, "survey_gpus", lambda: gpu.Survey(gpus, problem, cuda))
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from cris_deploy.bundle.manifest import GraphName
 from cris_deploy.engine import Engine
 from cris_deploy.execution.backends import Graph
 from cris_deploy.execution.cuda.device import Lane
-from cris_deploy.execution.cuda.graph import DeviceGraph, Slot
+from cris_deploy.execution.cuda.graph import BoundGraph, DeviceGraph
 from cris_deploy.pixels.image import Pixels
 
 _TEXT = ("words", "sentence", "padding")
@@ -27,9 +27,9 @@ def bind(graphs: Mapping[GraphName, Graph], image: NDArray[Any], tokens: NDArray
     cuda = device.cuda
     timed = cuda.core.EventOptions(timing_enabled=True)
 
-    def queue(lane: Lane, *, upload: bool) -> Slot:
-        scene = stages[GraphName.IMAGE_ENCODER].slot(lane, {"image": len(image)})
-        text = stages[GraphName.TEXT_ENCODER].slot(lane, {"tokens": len(tokens)})
+    def queue(lane: Lane, *, upload: bool) -> BoundGraph:
+        scene = stages[GraphName.IMAGE_ENCODER].bound(lane, {"image": len(image)})
+        text = stages[GraphName.TEXT_ENCODER].bound(lane, {"tokens": len(tokens)})
         if upload:
             lane.upload(
                 image.astype(scene.inputs["image"].dtype, copy=False), scene.inputs["image"]
@@ -38,7 +38,7 @@ def bind(graphs: Mapping[GraphName, Graph], image: NDArray[Any], tokens: NDArray
         scene.launch()
         text.launch()
         rows = {**dict.fromkeys(_TEXT, len(tokens)), **dict.fromkeys(_SCENE, len(image))}
-        decoder = stages[GraphName.MASK_DECODER].slot(lane, rows)
+        decoder = stages[GraphName.MASK_DECODER].bound(lane, rows)
         for name, count in rows.items():
             source = scene if name in _SCENE else text
             decoder.fill(name, [source.outputs[name].rows(0, count)])

@@ -90,14 +90,14 @@ class Ours:
         self.way = way
         self.engine = way.open(threads)
         self.identity = way.identity
-        # No public face hands out an engine's graphs, and a second set of them would be another
-        # contestant: other memory, other caches.
-        self._graphs: Mapping[GraphName, Graph] = self.engine._stages()
+        # The engine's own graphs: a second set of them would be another contestant, with other
+        # memory and other caches.
+        pipeline = self.engine.pipeline
         self._clocks: dict[GraphName, ClockedGraph] = {}
         if way.device is Device.CPU:
-            self._clocks = {name: ClockedGraph(graph) for name, graph in self._graphs.items()}
-            self.engine._graphs = dict(self._clocks)
-            self._graphs = self._clocks
+            self._clocks = {name: ClockedGraph(graph) for name, graph in pipeline.stages.items()}
+            pipeline.wrap_stages(lambda name, _: self._clocks[name])
+        self._graphs: Mapping[GraphName, Graph] = pipeline.stages
 
     def bind(self, image: NDArray[Any], tokens: NDArray[Any]) -> Bound:
         """Bind; see `Network`."""

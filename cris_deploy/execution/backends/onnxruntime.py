@@ -3,15 +3,25 @@
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 from numpy.typing import NDArray
 
 from cris_deploy.bundle.manifest import GraphName, NumberType, Precision
 from cris_deploy.bundle.reading import Bundle
 from cris_deploy.errors import BackendError, one_line
-from cris_deploy.execution.backends import Compute, Device, Graph, Runtime, Settings
+from cris_deploy.execution.backends.interface import Compute, Device, Graph, Runtime, Settings
 from cris_deploy.machine.cpu import saturates
+
+PACKAGE: Final = "onnxruntime"
+DISTRIBUTIONS: Final = ("onnxruntime", "onnxruntime-gpu")
+INSTALL: Final = "pip install 'cris-deploy[cpu]'"
+DEVICES: Final = (Device.CPU, Device.CUDA)
+REMEDIES: Final = {
+    Device.CUDA: "run pip uninstall onnxruntime && pip install 'cris-deploy[gpu]', or drop the "
+    "device option",
+    Device.CPU: f"run {INSTALL}",
+}
 
 _PROVIDERS = {Device.CPU: "CPUExecutionProvider", Device.CUDA: "CUDAExecutionProvider"}
 # 1.32 crashes (SIGSEGV) on loading a float16 Transpose whose reader is a MatMul with weights: the
@@ -22,14 +32,7 @@ _UNSAFE_IN_HALF = ["MatmulTransposeFusion", "WeightBiasQuantization"]
 _WARNINGS_AND_BELOW = 3  # log only errors: warnings of a valid bundle help nobody
 
 
-REMEDIES = {
-    Device.CUDA: "run pip uninstall onnxruntime && pip install 'cris-deploy[gpu]', or drop the "
-    "device option",
-    Device.CPU: "run pip install 'cris-deploy[cpu]'",
-}
-
-
-def devices() -> tuple[Device, ...]:
+def installed_devices() -> tuple[Device, ...]:
     """Name the devices this installation was built for; whether CUDA works shows on loading."""
     available = _module().get_available_providers()
     return tuple(device for device, provider in _PROVIDERS.items() if provider in available)
@@ -135,8 +138,7 @@ def _module() -> ModuleType:
         import onnxruntime
     except ImportError as error:
         raise BackendError(
-            f"backend onnxruntime cannot be imported ({one_line(error)}): run "
-            "pip install 'cris-deploy[cpu]'"
+            f"backend onnxruntime cannot be imported ({one_line(error)}): run {INSTALL}"
         ) from None
     module: ModuleType = onnxruntime
     return module

@@ -21,8 +21,8 @@ import numpy as np
 from cris_deploy.bundle.manifest import GraphName
 from cris_deploy.bundle.reading import Bundle
 from cris_deploy.errors import BackendError, one_line
-from cris_deploy.execution.backends import Settings
 from cris_deploy.execution.backends.cuda_libraries import load_libraries
+from cris_deploy.execution.backends.interface import Settings
 from cris_deploy.execution.cuda.device import CudaDevice, Lane, open_device
 from cris_deploy.execution.cuda.graph import DeviceGraph, Sizes
 from cris_deploy.execution.cuda.memory import DeviceTensor
@@ -57,7 +57,7 @@ class CudaRuntime:
         binder = _Binder(self._module, bundle, name, self._graphs)
         graph = DeviceGraph(self.device, spec, binder)
         with self.device.lane() as lane:
-            graph.slot(lane, {tensor.name: 1 for tensor in spec.inputs})
+            graph.bound(lane, {tensor.name: 1 for tensor in spec.inputs})
         return graph
 
     def close(self) -> None:
@@ -202,7 +202,7 @@ class _Program:
         self.outputs.clear()
 
     def _run(self, options: Any) -> None:
-        assert self._session is not None  # closed slots are in nobody's hands
+        assert self._session is not None  # closed programs are in nobody's hands
         try:
             self._session.session.run_with_iobinding(self._binding, options)
         except Exception as error:

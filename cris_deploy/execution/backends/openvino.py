@@ -25,20 +25,24 @@ from numpy.typing import NDArray
 from cris_deploy.bundle.manifest import GraphName, GraphSpec, Precision, TensorSpec
 from cris_deploy.bundle.reading import WEIGHTS, Bundle
 from cris_deploy.errors import BackendError, EngineTimeoutError, one_line
-from cris_deploy.execution.backends import (
+from cris_deploy.execution.backends import winograd
+from cris_deploy.execution.backends.interface import (
     CACHE_VARIABLE,
     Compute,
     Device,
     Graph,
     Runtime,
     Settings,
-    winograd,
 )
 from cris_deploy.machine.cpu import saturates, this_cpu
 
 _log = logging.getLogger("cris_deploy")
 
-REMEDIES = {Device.CUDA: "take backend tensorrt or onnxruntime, or device cpu"}
+PACKAGE: Final = "openvino"
+DISTRIBUTIONS: Final = ("openvino",)
+INSTALL: Final = "pip install 'cris-deploy[openvino]'"
+DEVICES: Final = (Device.CPU,)
+REMEDIES: Final = {Device.CUDA: "take backend tensorrt or onnxruntime, or device cpu"}
 
 _ANY: Final = -1  # a free dimension
 _CORE_LOCK: Final = Lock()
@@ -51,10 +55,10 @@ _HINTS = {
 }
 
 
-def devices() -> tuple[Device, ...]:
+def installed_devices() -> tuple[Device, ...]:
     """Name the devices: the CPU."""
     _module()
-    return (Device.CPU,)
+    return DEVICES
 
 
 def computes(precision: Precision, device: Device) -> tuple[Compute, ...]:
@@ -281,8 +285,7 @@ def _module() -> ModuleType:
         import openvino
     except ImportError as error:
         raise BackendError(
-            f"backend openvino cannot be imported ({one_line(error)}): run "
-            "pip install 'cris-deploy[openvino]'"
+            f"backend openvino cannot be imported ({one_line(error)}): run {INSTALL}"
         ) from None
     module: ModuleType = openvino
     return module

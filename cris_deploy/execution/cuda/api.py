@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 
 from cris_deploy.errors import BackendError
 
-INSTALL: Final = "pip install 'cuda-core>=1.1' 'cuda-bindings>=12.8'"
+INSTALL: Final = "pip install 'cuda-core>=1.1' 'cuda-bindings>=13.0,<14'"
 
 _T = TypeVar("_T")
 _OUT_OF_MEMORY: Final = "CUDA_ERROR_OUT_OF_MEMORY"

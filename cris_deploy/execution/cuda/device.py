@@ -26,7 +26,7 @@ from cris_deploy.machine import gpu
 _T = TypeVar("_T")
 
 # Graphs bound to buffers that one lane keeps: three stages times the usual sets of shapes.
-_SLOTS: Final = 32
+_MOST_KEPT: Final = 32
 
 
 class Closable(Protocol):
@@ -45,7 +45,7 @@ class Lane:
         self.stream: Final = Stream(device.cuda, device.index, device.timeout)
         self.turn: object = None
         """Whose turn it is: what the gate knows its user by."""
-        self._slots: OrderedDict[Hashable, Closable] = OrderedDict()
+        self._kept: OrderedDict[Hashable, Closable] = OrderedDict()
         self._scratch: Memory | None = None
         self._upload = PinnedMemory(device.cuda, self.stream)
         self._uploaded: Any = None
@@ -113,15 +113,15 @@ class Lane:
             raise BackendError("the GPU was lost since the image was encoded: encode it again")
         tensor.memory.use_on(self.stream.handle, self.stream)
 
-    def slot(self, key: Hashable, make: Callable[[], Closable]) -> Any:
+    def kept(self, key: Hashable, make: Callable[[], Closable]) -> Any:
         """Look up what is kept under a key, or make it; the one unused for longest goes."""
-        found = self._slots.get(key)
+        found = self._kept.get(key)
         if found is None:
-            if len(self._slots) >= _SLOTS:
+            if len(self._kept) >= _MOST_KEPT:
                 self.stream.wait()  # it may still be running
-                self._slots.popitem(last=False)[1].close()
-            found = self._slots[key] = make()
-        self._slots.move_to_end(key)
+                self._kept.popitem(last=False)[1].close()
+            found = self._kept[key] = make()
+        self._kept.move_to_end(key)
         return found
 
     @contextmanager
@@ -152,8 +152,8 @@ class Lane:
         """Drop everything once what is queued has ended; False if it has not in `timeout` s."""
         if not self._ends(timeout):
             return False
-        while self._slots:
-            self._slots.popitem()[1].close()
+        while self._kept:
+            self._kept.popitem()[1].close()
         self._scratch = self._uploaded = None
         self._ends(timeout)  # freed in stream order: this makes it free for other streams, too
         if self._thread is not None:

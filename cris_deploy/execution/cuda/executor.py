@@ -17,7 +17,7 @@ from cris_deploy.errors import BackendError
 from cris_deploy.execution.backends import Device, Graph
 from cris_deploy.execution.cuda import foreign
 from cris_deploy.execution.cuda.device import CudaDevice, Lane
-from cris_deploy.execution.cuda.graph import DeviceGraph, Slot, take_rows
+from cris_deploy.execution.cuda.graph import BoundGraph, DeviceGraph, take_rows
 from cris_deploy.execution.cuda.memory import DeviceTensor, Memory, SharedTensor, aligned
 from cris_deploy.execution.executor import Decoded, Features, one_scene
 from cris_deploy.pixels import image as images
@@ -57,10 +57,10 @@ class DeviceExecutor:
         features: list[Features] = []
         for part in _parts(len(squares), stage.limit()):
             with self._device.lane() as lane:
-                slot = stage.slot(lane, {"image": len(squares[part])})
-                self._upload(lane, np.stack(squares[part]), slot.inputs["image"])
-                slot.launch()
-                features += take_rows(lane, slot.outputs, len(squares[part]))
+                bound = stage.bound(lane, {"image": len(squares[part])})
+                self._upload(lane, np.stack(squares[part]), bound.inputs["image"])
+                bound.launch()
+                features += take_rows(lane, bound.outputs, len(squares[part]))
         return features
 
     def encode_texts(self, graph: Graph, tokens: NDArray[np.int64]) -> list[Features]:
@@ -69,10 +69,10 @@ class DeviceExecutor:
         features: list[Features] = []
         for part in _parts(len(tokens), stage.limit()):
             with self._device.lane() as lane:
-                slot = stage.slot(lane, {"tokens": len(tokens[part])})
-                lane.upload(np.ascontiguousarray(tokens[part]), slot.inputs["tokens"])
-                slot.launch()
-                features += take_rows(lane, slot.outputs, len(tokens[part]))
+                bound = stage.bound(lane, {"tokens": len(tokens[part])})
+                lane.upload(np.ascontiguousarray(tokens[part]), bound.inputs["tokens"])
+                bound.launch()
+                features += take_rows(lane, bound.outputs, len(tokens[part]))
         return features
 
     def decode(
@@ -103,12 +103,12 @@ class DeviceExecutor:
         stage = cast(DeviceGraph, graph)
         with self._device.lane() as lane:
             foreign.wait_for_image(self._device.cuda, lane.stream, image, handle)
-            slot = stage.slot(lane, {"image": 1})
+            bound = stage.bound(lane, {"image": 1})
             side = self._model.input_size
-            planes = slot.inputs["image"].rows(0, 1).reshaped(3, side, side)
+            planes = bound.inputs["image"].rows(0, 1).reshaped(3, side, side)
             kernels.letterbox(image, height, width, planes, stream=lane.stream.handle)
-            slot.launch()
-            features = take_rows(lane, slot.outputs, 1)[0]
+            bound.launch()
+            features = take_rows(lane, bound.outputs, 1)[0]
             self._hand_over(lane, handle)
         return features, (height, width)
 
@@ -151,11 +151,11 @@ class DeviceExecutor:
         stage = cast(DeviceGraph, graph)
         seen = scenes[:1] if one_scene(scenes) else scenes
         names = {**dict.fromkeys(texts[0], len(texts)), **dict.fromkeys(seen[0], len(seen))}
-        slot = stage.slot(lane, names)
-        _fill(slot, texts)
-        _fill(slot, seen)
-        slot.launch()
-        logits = slot.outputs["logits"].rows(0, len(texts))  # (n, 1, h, w) -> (n, h, w)
+        bound = stage.bound(lane, names)
+        _fill(bound, texts)
+        _fill(bound, seen)
+        bound.launch()
+        logits = bound.outputs["logits"].rows(0, len(texts))  # (n, 1, h, w) -> (n, h, w)
         return logits.reshaped(len(texts), *logits.shape[2:])
 
     def _masks_of(
@@ -289,9 +289,9 @@ class DeviceExecutor:
             )
 
 
-def _fill(slot: Slot, rows: Sequence[Features]) -> None:
+def _fill(bound: BoundGraph, rows: Sequence[Features]) -> None:
     for name in rows[0]:
-        slot.fill(name, [row[name] for row in rows])
+        bound.fill(name, [row[name] for row in rows])
 
 
 def _parts(count: int, limit: int) -> list[slice]:

@@ -51,7 +51,7 @@ class Binder(Protocol):
         """Bind a program to input buffers; BackendError if that fails."""
 
 
-class Slot:
+class BoundGraph:
     """A bound graph with its buffers. Valid while its lane is held."""
 
     def __init__(self, lane: Lane, inputs: dict[str, DeviceTensor], program: Program) -> None:
@@ -92,7 +92,7 @@ class Slot:
     def close(self) -> None:
         """End it; nothing that uses it is queued any more."""
         self._program.close()
-        self.inputs.clear()  # an error that is kept keeps this slot, and must not keep its memory
+        self.inputs.clear()  # an error that is kept keeps this, and must not keep its memory
 
 
 class DeviceGraph:
@@ -108,14 +108,14 @@ class DeviceGraph:
         """Give the most rows of one run, if those inputs have one row for all."""
         return self._binder.limit(shared)
 
-    def slot(self, lane: Lane, rows: Mapping[str, int]) -> Slot:
+    def bound(self, lane: Lane, rows: Mapping[str, int]) -> BoundGraph:
         """Give the bound graph for inputs of so many rows; its buffers may have more."""
         sizes: Sizes = {}
         for name, symbol in self._symbols.items():
             sizes[symbol] = max(sizes.get(symbol, 1), rows[name])
         sizes = self._binder.bucket(sizes)
 
-        def make() -> Slot:
+        def make() -> BoundGraph:
             inputs = {
                 name: lane.empty(
                     (sizes[self._symbols[name]], *tensor.shape[1:]),  # type: ignore[arg-type]
@@ -123,10 +123,10 @@ class DeviceGraph:
                 )
                 for name, tensor in self._inputs.items()
             }
-            return Slot(lane, inputs, self._binder.bind(lane, sizes, inputs))
+            return BoundGraph(lane, inputs, self._binder.bind(lane, sizes, inputs))
 
-        slot: Slot = lane.slot((self, *sorted(sizes.items())), make)
-        return slot
+        bound: BoundGraph = lane.kept((self, *sorted(sizes.items())), make)
+        return bound
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run from host to host, in parts if there are more rows than one run takes."""
@@ -145,8 +145,8 @@ class DeviceGraph:
     def _run_part(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         count = max(len(value) for value in inputs.values())
         with self.device.lane() as lane:
-            slot = self.slot(lane, {name: len(value) for name, value in inputs.items()})
-            for name, target in slot.inputs.items():
+            bound = self.bound(lane, {name: len(value) for name, value in inputs.items()})
+            for name, target in bound.inputs.items():
                 value = np.ascontiguousarray(inputs[name])
                 if value.dtype != target.dtype or value.shape[1:] != target.shape[1:]:
                     raise BackendError(
@@ -154,10 +154,10 @@ class DeviceGraph:
                         f"{target.dtype} {('n', *target.shape[1:])}"
                     )
                 lane.upload(value, target)
-            slot.launch()
-            tensors = [tensor.rows(0, count) for tensor in slot.outputs.values()]
+            bound.launch()
+            tensors = [tensor.rows(0, count) for tensor in bound.outputs.values()]
             arrays = lane.download(*tensors)
-            return {name: value.copy() for name, value in zip(slot.outputs, arrays, strict=True)}
+            return {name: value.copy() for name, value in zip(bound.outputs, arrays, strict=True)}
 
 
 class Captured:

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from threading import Lock, RLock
+from threading import Lock, RLock, local
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -22,10 +22,12 @@ ALIGNMENT: Final = 256
 """Bytes; what CUDA's own allocations are aligned to, and what the kernels ask for."""
 
 _LEGACY: Final = 1  # the default stream, in DLPack and in the driver
+_PER_THREAD: Final = 2  # the default stream of the thread that says it
 _CUDA: Final = 2  # kDLCUDA
 _PAUSE: Final = 1e-4  # seconds between two looks at an event
 _KEPT: Final[list[object]] = []
 """Memory that nobody may free: of a device that was lost, or read by a stream that is unknown."""
+_HERE: Final = local()
 
 
 class Stream:
@@ -152,8 +154,9 @@ class Pool:
             with self.cuda.on_device(self.index):
                 try:
                     for user in piece.users:
-                        piece.stream.after(self.cuda.stream(user))
-                except BackendError:  # that stream is gone; what was queued there may still run
+                        user.require_reachable()
+                        piece.stream.after(self.cuda.stream(user.handle))
+                except BackendError:  # that stream is out of reach; what it was given may still run
                     self.cuda.call("cuCtxSynchronize")
                 piece.buffer.close()
                 if piece.ready is not None:
@@ -162,10 +165,27 @@ class Pool:
             _KEPT.append(piece.buffer)
 
 
+class _User(NamedTuple):
+    """A stream that reads memory: its handle, and the thread if that means another one in each."""
+
+    handle: int
+    thread: object | None
+
+    @classmethod
+    def here(cls, handle: int) -> "_User":
+        """What a handle means in the calling thread."""
+        return cls(handle, _this_thread() if handle == _PER_THREAD else None)
+
+    def require_reachable(self) -> None:
+        """Raise BackendError if its handle means another stream in the calling thread."""
+        if self.thread is not None and self.thread is not _this_thread():
+            raise BackendError("the default stream of another thread has no handle here")
+
+
 class _Freed(NamedTuple):
     buffer: Any
     stream: Stream
-    users: Mapping[int, object]
+    users: Mapping[_User, object]
     ready: Any
 
 
@@ -180,7 +200,7 @@ class Memory:
         self.stream: Final = stream
         self._ready: Any = None
         self._lock = Lock()
-        self._users: dict[int, object] = {}
+        self._users: dict[_User, object] = {}
 
     def mark_ready(self) -> None:
         """Say that what is queued on its own stream now completes its contents."""
@@ -194,7 +214,7 @@ class Memory:
             cuda = self.pool.cuda
             cuda.run(cuda.stream(stream).wait, self._ready)
         with self._lock:
-            self._users.setdefault(stream, owner)
+            self._users.setdefault(_User.here(stream), owner)
 
     def __del__(self) -> None:
         self.pool.free(_Freed(self.buffer, self.stream, self._users, self._ready))
@@ -313,6 +333,11 @@ class PinnedMemory:
             buffer = self._cuda.run(resource.allocate, size, stream=self._stream.core)
             self._held = np.from_dlpack(buffer).view(np.uint8)
         return self._held[:size]
+
+
+def _this_thread() -> object:
+    """What the calling thread is known by; no later one is, though it may get the same number."""
+    return _HERE.__dict__.setdefault("thread", object())
 
 
 def aligned(size: int) -> int:

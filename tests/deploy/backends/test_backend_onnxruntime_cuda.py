@@ -10,34 +10,26 @@ import pytest
 from cris_deploy import Engine
 from cris_deploy.bundle.manifest import Precision
 from cris_deploy.bundle.reading import Bundle, GraphName
-from cris_deploy.errors import BackendError, InputError
-from cris_deploy.execution import backends as module
+from cris_deploy.errors import BackendError
 from cris_deploy.execution.backends import (
-    BackendName,
     Compute,
     Device,
     onnxruntime,
     onnxruntime_cuda,
-    parse_device,
-    tensorrt,
+    tensorrt_runtime,
 )
 from cris_deploy.execution.backends.cuda_libraries import load_libraries
 from cris_deploy.execution.cuda.device import open_device
 from cris_deploy.machine import gpu
 from cris_deploy.proof.check import check
 from tests.helpers.tiny_bundle import rehash
-from tests.stand_ins.fake_machine import BACKENDS, machine
+from tests.stand_ins.fake_machine import BACKENDS, machine, surveyed
 from tests.stand_ins.fake_tensorrt import GPU
 
 __all__ = ["machine"]
 
 IMAGE = np.random.default_rng(3).integers(0, 256, (48, 80, 3), np.uint8)
 GPUS = (gpu.Gpu("NVIDIA H100", "sm90", 80 << 30), gpu.Gpu("NVIDIA L4", "sm89", 24 << 30))
-
-
-def surveyed(monkeypatch, *gpus: gpu.Gpu, cuda=(13, 2)) -> None:
-    problem = None if gpus else "there is no NVIDIA driver"
-    monkeypatch.setattr(gpu, "survey_gpus", lambda: gpu.Survey(gpus, problem, cuda))
 
 
 @pytest.mark.parametrize("streams", [1, 2])
@@ -134,7 +126,7 @@ def test_a_gpu_by_number(machine, monkeypatch, backend):
         return open_device(lanes, timeout=timeout)  # the stand-in has one GPU
 
     monkeypatch.setattr(onnxruntime_cuda, "open_device", opened)
-    monkeypatch.setattr(tensorrt, "open_device", opened)
+    monkeypatch.setattr(tensorrt_runtime, "open_device", opened)
     for text, place in (("cuda", "cuda"), ("cuda:0", "cuda"), ("cuda:1", "cuda:1")):
         with Engine(machine.bundle, backend=backend, device=text) as engine:
             assert (engine.info.device, engine.info.choice.place) == (Device.CUDA, place)
@@ -150,62 +142,11 @@ def test_a_gpu_that_is_not_there(machine, monkeypatch):
             Engine(machine.bundle, device="cuda:7", **options)
 
 
-@pytest.mark.parametrize("device", ["cuda:", "cuda:-1", "cpu:0", "CUDA", "gpu", "cuda:1x", "", 0])
-def test_what_is_no_device(tiny_bundle, device):
-    with pytest.raises(InputError, match=r"device is .*one of auto, cpu, cuda, or cuda:N"):
-        Engine(tiny_bundle, device=device)
-
-
-def test_devices_are_read():
-    assert parse_device("auto") == (None, 0)
-    assert parse_device("cpu") == (Device.CPU, 0)
-    assert parse_device("cuda:12") == (Device.CUDA, 12)
-
-
-def test_a_gpu_that_auto_leaves_is_a_warning(machine, monkeypatch, caplog):
-    caplog.set_level(logging.INFO, "cris_deploy")
-    surveyed(monkeypatch, *GPUS)
-    machine.missing = {"libcudnn.so.9"}
-    with Engine(machine.bundle, backend="onnxruntime") as engine:
-        assert engine.info.device is Device.CPU
-        assert "libcudnn.so.9" in engine.info.reason
-        warning = engine.info.choice.warning
-    assert warning is not None
-    assert warning.startswith(
-        "the CPU serves, though CUDA shows NVIDIA H100: onnxruntime on cuda ("
-    )
-    assert "libcudnn.so.9 cannot be loaded: run pip install" in warning
-    assert [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING] == [warning]
-
-
-@pytest.mark.parametrize("options", [{"device": "cpu"}, {"backend": "openvino"}])
-def test_who_asks_for_the_cpu_is_not_warned(machine, monkeypatch, caplog, options):
-    surveyed(monkeypatch, *GPUS)
-    with Engine(machine.bundle, **{"backend": "onnxruntime", **options}) as engine:
-        assert engine.info.choice.warning is None
-    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
-
-
-def test_without_a_gpu_nobody_is_warned(tiny_bundle, monkeypatch, caplog):
-    surveyed(monkeypatch, cuda=None)
-    with Engine(tiny_bundle) as engine:
-        assert engine.info.choice.warning is None
-    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
-
-
 def test_int8_is_float32_on_the_gpu_and_said_to_be():
     """The provider has kernels that round to int8, and none that multiplies in it."""
     assert onnxruntime.computes(Precision.INT8, Device.CUDA) == (Compute.FP32,)
     assert onnxruntime.computes(Precision.INT8, Device.CPU) == (Compute.INT8,)
     assert onnxruntime.computes(Precision.FP16, Device.CUDA) == (Compute.FP16,)
-
-
-def test_int8_products_are_not_promised(machine):
-    said = "onnxruntime on cuda runs an int8 bundle in fp32: take backend tensorrt, or device cpu"
-    with pytest.raises(BackendError, match=said):
-        module._choose_compute(
-            onnxruntime, BackendName.ONNXRUNTIME, Device.CUDA, Precision.INT8, Compute.INT8
-        )
 
 
 def test_a_graph_with_a_node_for_the_cpu_says_what_to_do(machine):

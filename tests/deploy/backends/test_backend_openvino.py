@@ -125,7 +125,7 @@ def test_a_damaged_cache_costs_a_compilation(
 def test_a_run_that_fails_leaves_the_engine_usable(tiny_bundle, image, expected):
     with Engine(tiny_bundle, backend="openvino") as engine:
         specs = Bundle.open(tiny_bundle).manifest.graphs
-        for name, graph in engine._stages().items():
+        for name, graph in engine.pipeline.stages.items():
             for rows in (1, 2):
                 with pytest.raises(BackendError, match="openvino failed"):
                     graph.run({t.name: np.zeros((rows, 1), np.float32) for t in specs[name].inputs})

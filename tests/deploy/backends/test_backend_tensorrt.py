@@ -10,7 +10,13 @@ from cris_deploy.bundle.manifest import Precision
 from cris_deploy.bundle.plans import RuntimeName, folder
 from cris_deploy.bundle.reading import MANIFEST, Bundle, GraphName
 from cris_deploy.errors import BackendError
-from cris_deploy.execution.backends import CACHE_VARIABLE, BackendName, Device, tensorrt
+from cris_deploy.execution.backends import (
+    CACHE_VARIABLE,
+    BackendName,
+    Device,
+    tensorrt,
+    tensorrt_runtime,
+)
 from cris_deploy.machine import gpu
 from tests.helpers.plans import write_plans
 from tests.stand_ins.fake_machine import machine
@@ -50,7 +56,7 @@ def test_info(machine):
 def test_arithmetic_is_what_the_plan_has():
     for precision in Precision:
         assert tensorrt.computes(precision, Device.CUDA) == (precision.value,)
-    assert tensorrt.devices() == (Device.CUDA,)
+    assert tensorrt.installed_devices() == tensorrt.DEVICES == (Device.CUDA,)
 
 
 def test_no_cpu(machine):
@@ -134,7 +140,7 @@ def test_a_run_that_raises_empties_the_caches(machine):
         machine.tensorrt.raises["execute_async_v3"] = RuntimeError("it threw")
         with pytest.raises(BackendError, match="failed to run: it threw"):
             engine.segment(IMAGE[:20], "b")
-        assert len(engine._scenes) == len(engine._texts) == 0
+        assert engine.pipeline.cached == (0, 0)
         np.testing.assert_allclose(engine.segment(IMAGE, "a").logits, expected.logits, atol=1e-4)
     machine.check()
 
@@ -157,7 +163,7 @@ def test_runtime_that_cannot_be_imported(machine, monkeypatch):
         def import_module(name):
             raise ImportError("libnvinfer.so.10: cannot open shared object file")
 
-    monkeypatch.setattr(tensorrt, "importlib", Nothing)
+    monkeypatch.setattr(tensorrt_runtime, "importlib", Nothing)
     with pytest.raises(BackendError, match=r"libnvinfer.*cris-deploy\[tensorrt-rtx\]"):
         machine.engine("tensorrt-rtx")
 
@@ -214,16 +220,18 @@ def test_graphs_run_from_host_to_host(machine):
         rng = np.random.default_rng(0)
         inputs = {"image": rng.normal(size=(11, 3, 64, 64)).astype(np.float32)}
         stage = GraphName.IMAGE_ENCODER
-        features = engine._stages()[stage].run(inputs)
-        for name, value in reference._stages()[stage].run(inputs).items():
+        features = engine.pipeline.stages[stage].run(inputs)
+        for name, value in reference.pipeline.stages[stage].run(inputs).items():
             np.testing.assert_allclose(features[name], value, atol=1e-4)
         with pytest.raises(BackendError, match="input image is float64"):
-            engine._stages()[stage].run({"image": np.zeros((1, 3, 64, 64))})
-        texts = engine._stages()[GraphName.TEXT_ENCODER].run({"tokens": np.ones((11, 7), np.int64)})
+            engine.pipeline.stages[stage].run({"image": np.zeros((1, 3, 64, 64))})
+        texts = engine.pipeline.stages[GraphName.TEXT_ENCODER].run(
+            {"tokens": np.ones((11, 7), np.int64)}
+        )
         stage = GraphName.MASK_DECODER
         for scene in (features, {name: value[:1] for name, value in features.items()}):
-            logits = engine._stages()[stage].run({**texts, **scene})["logits"]
-            wanted = reference._stages()[stage].run({**texts, **scene})["logits"]
+            logits = engine.pipeline.stages[stage].run({**texts, **scene})["logits"]
+            wanted = reference.pipeline.stages[stage].run({**texts, **scene})["logits"]
             np.testing.assert_allclose(logits, wanted, atol=1e-4)
     machine.check()
 

@@ -4,13 +4,16 @@ import inspect
 import re
 import threading
 import time
+import tomllib
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from cris_deploy.errors import BackendError
-from cris_deploy.execution.cuda.graph import Slot
+from cris_deploy.execution.cuda.api import INSTALL
+from cris_deploy.execution.cuda.graph import BoundGraph
 from cris_deploy.execution.cuda.memory import DeviceTensor, aligned
 from cris_deploy.execution.cuda.shared_lock import SharedLock
 from tests.stand_ins import fake_tensorrt
@@ -77,6 +80,14 @@ def test_the_log_of_a_real_builder(module):
     assert log.said() == ""
 
 
+def test_what_is_to_be_installed_is_what_the_extras_install():
+    extras = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
+    asked = set(re.findall("'([^']+)'", INSTALL))
+    assert len(asked) == 2
+    for extra in ("gpu", "tensorrt", "tensorrt-rtx"):
+        assert asked <= {*extras["optional-dependencies"][extra]}
+
+
 # Parts
 
 
@@ -118,10 +129,12 @@ def test_neighbours_go_in_one_copy_only_within_an_allocation():
     rows = [DeviceTensor(first, 16 * index, (1, 4), np.float32) for index in range(3)]
     rows += [DeviceTensor(second, 16 * index, (1, 4), np.float32) for index in (0, 1, 3)]
     target = DeviceTensor(SimpleNamespace(pointer=4096), 0, (8, 4), np.float32)
-    Slot(lane, {"x": target}, None).fill("x", rows)
+    BoundGraph(lane, {"x": target}, None).fill("x", rows)
     assert copies == [(1024, 4096, 48), (1072, 4144, 32), (1120, 4176, 16)]
     with pytest.raises(BackendError, match="features of another bundle"):
-        Slot(lane, {"x": target}, None).fill("x", [DeviceTensor(first, 0, (1, 5), np.float32)])
+        BoundGraph(lane, {"x": target}, None).fill(
+            "x", [DeviceTensor(first, 0, (1, 5), np.float32)]
+        )
 
 
 def test_aligned():

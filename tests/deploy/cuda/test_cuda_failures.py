@@ -69,7 +69,7 @@ def test_any_function_may_fail(machine, function, said):
     with machine.engine("tensorrt") as engine:
         for _ in range(3):
             expected = engine.segment(IMAGE, "a")
-        engine._scenes.clear()
+        engine.pipeline.forget()
         machine.cuda.fail(function, INVALID)
         with pytest.raises(
             BackendError, match=rf"CUDA failed in {said}: CUDA_ERROR_INVALID_VALUE \(made up\)$"

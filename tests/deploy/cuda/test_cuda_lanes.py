@@ -15,7 +15,7 @@ from cris_deploy.errors import BackendError, InputError
 from cris_deploy.execution.cuda import device as lanes
 from cris_deploy.execution.cuda import shared_lock as gate
 from cris_deploy.execution.cuda.device import open_device
-from tests.stand_ins.fake_cuda import INVALID
+from tests.stand_ins.fake_cuda import INVALID, LEGACY
 from tests.stand_ins.fake_kernels import ForeignArray
 from tests.stand_ins.fake_machine import BACKENDS, machine
 
@@ -113,7 +113,7 @@ def test_a_lane_whose_end_was_interrupted_is_not_used_again(machine, monkeypatch
 def test_an_error_on_the_way_loses_no_lane(machine, function, times):
     with machine.engine("tensorrt", timeout=LATE) as engine:
         engine.segment(IMAGE, "a")
-        engine._scenes.clear()
+        engine.pipeline.forget()
         machine.cuda.fail(function, INVALID, times)
         for _ in range(times + 1):
             try:
@@ -138,7 +138,7 @@ def test_errors_while_closing_lose_no_lane(machine):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_close_from_two_threads_while_others_run_ends(machine, backend):
     engine = machine.engine(backend, streams=2, image_cache=0, text_cache=0)
-    device = engine._executor._device
+    device = engine.pipeline.device_executor()._device
 
     def ask(index):
         try:
@@ -218,15 +218,15 @@ def test_a_gpu_that_does_not_end_is_given_up_and_may_come_back(machine, backend)
             np.testing.assert_allclose(
                 engine.segment(IMAGE, "a").logits, expected.logits, atol=1e-4
             )
-        engine._scenes.clear()
+        engine.pipeline.forget()
         machine.cuda.fail("cuMemcpyAsync", INVALID)
         with pytest.raises(BackendError):  # the next that is dropped takes them along
             engine.segment(IMAGE, "a")
-        assert engine._executor._device._leaving == []
+        assert engine.pipeline.device_executor()._device._leaving == []
         engine.segment(IMAGE, "a")
     del engine, on_device
     gc.collect()
-    assert len(machine.cuda.streams) == 2  # the default streams
+    assert machine.cuda.streams.keys() == {LEGACY}  # the default stream
     machine.check()
 
 
@@ -244,7 +244,9 @@ def test_a_timeout_that_does_not_pass_changes_nothing(machine):
 def test_openvino_waits_for_a_request_no_longer(own_bundle):
     with Engine(own_bundle, backend="openvino", timeout=SOON, image_cache=0) as engine:
         engine.segment(IMAGE, "a")
-        (graph,) = {id(g): g for name, g in engine._stages().items() if "image" in name}.values()
+        (graph,) = {
+            id(g): g for name, g in engine.pipeline.stages.items() if "image" in name
+        }.values()
         with graph._requests.one(), pytest.raises(EngineTimeoutError, match="none of 1 streams"):
             engine.segment(IMAGE, "a")
         engine.segment(IMAGE, "a")

@@ -12,7 +12,7 @@ import pytest
 from cris_deploy.execution.cuda.api import load_cuda
 from cris_deploy.execution.cuda.device import open_device
 from cris_deploy.execution.cuda.memory import DeviceTensor
-from tests.stand_ins.fake_cuda import INVALID_HANDLE, LEGACY
+from tests.stand_ins.fake_cuda import INVALID_HANDLE, LEGACY, PER_THREAD
 from tests.stand_ins.fake_kernels import ForeignArray, ForeignStream
 from tests.stand_ins.fake_machine import machine
 
@@ -144,6 +144,38 @@ def test_memory_whose_reader_cannot_be_asked_waits_for_the_device_or_is_kept(mac
         assert len(machine.cuda.live()) == blocks - (trouble is None)
         device.close()
         machine.check()
+
+
+def test_a_per_thread_default_stream_is_that_of_the_thread_that_used_it(machine):
+    """Its handle means another stream in the thread that frees."""
+    device = open_device(1)
+    kept, seen = [], []
+
+    def use():
+        with device.lane() as lane:
+            tensor = lane.empty((64,), np.dtype(np.uint8))
+            tensor.memory.mark_ready()
+            tensor.memory.use_on(PER_THREAD, None)
+            seen.append(read_later(machine, tensor, PER_THREAD))
+        kept.append(tensor)
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join(20)
+    kept.clear()
+    with device.lane() as lane:
+        lane.stream.wait()  # the free among what it has queued
+    machine.cuda.finish_all()
+    assert not seen[0][0].any()  # zeros, not what fills freed memory
+
+    use()  # in one thread, and nobody waits for the device
+    machine.cuda.calls.clear()
+    kept.clear()
+    assert "cuCtxSynchronize" not in machine.cuda.calls
+    machine.cuda.finish_all()
+    assert not seen[1][0].any()
+    device.close()
+    machine.check()
 
 
 def test_any_thread_may_free_and_fetch_without_a_device_of_its_own(machine):

@@ -10,11 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from cris_deploy import Engine
+from cris_deploy import Engine, TruncationWarning
 from cris_deploy.errors import BackendError, ImageError, InputError
 from cris_deploy.execution.backends import Device
 from cris_deploy.execution.cuda import executor as device_executor
 from cris_deploy.pixels.mask import KernelsBuild, KernelsStatus
+from tests.stand_ins.fake_cuda import LEGACY
 from tests.stand_ins.fake_kernels import ForeignArray, ForeignStream
 from tests.stand_ins.fake_machine import BACKENDS, machine
 
@@ -119,7 +120,7 @@ def test_only_pixels_go_in_and_only_bits_come_out(machine, images, backend):
 def test_cuda_graphs_are_captured_once_and_bounded(machine, images, monkeypatch):
     from cris_deploy.execution.cuda import device
 
-    monkeypatch.setattr(device, "_SLOTS", 4)
+    monkeypatch.setattr(device, "_MOST_KEPT", 4)
     with machine.engine("tensorrt") as engine:
         for _ in range(5):
             engine.segment(images[0], "a")
@@ -141,7 +142,7 @@ def test_what_is_dropped_for_another_shape_has_run(
 ):
     from cris_deploy.execution.cuda import device
 
-    monkeypatch.setattr(device, "_SLOTS", 1)
+    monkeypatch.setattr(device, "_MOST_KEPT", 1)
     with machine.engine(backend) as engine:
         for image in images:
             check(engine.segment(image, "a"), reference.segment(image, "a"))
@@ -193,7 +194,7 @@ def test_nothing_is_left_behind(machine, images, backend):
     assert machine.cuda.live() == []
     assert machine.cuda.graphs == {}
     assert machine.cuda.events == {}
-    assert len(machine.cuda.streams) == 2  # the default streams
+    assert machine.cuda.streams.keys() == {LEGACY}  # the default stream
     machine.check()
 
 
@@ -263,6 +264,12 @@ def test_work_is_ordered_with_the_callers_stream(machine, images, reference):
         cuda.finish(stream.handle)
         np.testing.assert_array_equal(seen[0], expected.mask)
     machine.check()
+
+
+def test_a_warning_points_at_the_line_of_the_caller(machine, images):
+    with machine.engine("tensorrt") as engine, pytest.warns(TruncationWarning) as caught:
+        engine.segment_on_device(ForeignArray(machine.cuda, images[0]), "one two three four")
+    assert [warning.filename for warning in caught] == [__file__]
 
 
 def test_device_arguments(machine, images):

@@ -21,6 +21,7 @@ from cris_deploy.pixels.image import letterbox, normalise
 from cris_deploy.pixels.mask import mask_from_logits
 from cris_deploy.words.tokenizer import Tokenizer
 from tests.helpers import tiny_bundle as tiny
+from tests.helpers.counted import count
 
 # Same graph, other batch size: float32 sums in another order, of values up to about 10.
 TOLERANCE = 1e-4
@@ -110,23 +111,6 @@ def test_files_bytes_and_pil(engine, images, tmp_path):
 # Caches
 
 
-class Counting:
-    """A graph that counts its runs and the rows it was given."""
-
-    def __init__(self, graph) -> None:
-        self.graph, self.runs, self.rows = graph, 0, 0
-
-    def run(self, inputs):
-        self.runs += 1
-        self.rows += len(next(iter(inputs.values())))
-        return self.graph.run(inputs)
-
-
-def count(engine) -> dict[GraphName, Counting]:
-    engine._graphs = {name: Counting(graph) for name, graph in engine._graphs.items()}
-    return engine._graphs
-
-
 def test_repeated_images_and_expressions_are_computed_once(engine, images, reference):
     graphs = count(engine)
     for _ in range(3):
@@ -151,8 +135,7 @@ def test_caches_are_bounded(tiny_bundle, images):
     with Engine(tiny_bundle, image_cache=2, text_cache=3) as engine:
         for image in images:
             engine.segment(image, [f"n{index}" for index in range(9)])
-        assert len(engine._scenes) == 2
-        assert len(engine._texts) == 3
+        assert engine.pipeline.cached == (2, 3)
 
 
 def test_results_do_not_share_memory_with_the_caches(engine, images):
@@ -168,7 +151,7 @@ def test_same_square_of_other_image_sizes(engine):
     for side in (32, 64, 128):
         image = np.full((side, side, 3), 100, np.uint8)
         assert engine.segment(image, "a").mask.shape == (side, side)
-    assert len(engine._scenes) <= 2  # interpolation may differ at the border for one of them
+    assert engine.pipeline.cached[0] <= 2  # interpolation may differ at the border for one of them
 
 
 # Threads
@@ -249,8 +232,8 @@ def test_stream_encodes_repeated_images_once(tiny_bundle, images, tmp_path, monk
     with Engine(tiny_bundle, cache=False) as engine:
         graphs = count(engine)
         prepared = []
-        original = engine.prepare
-        monkeypatch.setattr(engine, "prepare", lambda i: prepared.append(i) or original(i))
+        original = engine.pipeline.prepare
+        monkeypatch.setattr(engine.pipeline, "prepare", lambda i: prepared.append(i) or original(i))
         list(engine.stream([(path, f"n{index}") for index in range(8)], batch_size=8))
         assert graphs[GraphName.IMAGE_ENCODER].rows == 1
         assert graphs[GraphName.MASK_DECODER].runs == 1
@@ -367,7 +350,23 @@ def test_cut_expressions_say_so_once(engine, images):
     assert [result.truncated for result in results] == [False, True, True]
     assert [w.category for w in caught] == [TruncationWarning] * 2
     assert "far too long" in str(caught[0].message)
-    assert caught[0].filename == __file__  # points at the caller
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda engine, image: engine.segment(image, "one two three"),
+        lambda engine, image: engine.segment(image, ["a", "one two three"]),
+        lambda engine, image: engine.encode_image(image).segment("one two three"),
+        lambda engine, image: list(engine.stream([(image, "one two three")])),
+        lambda engine, image: list(engine.stream([(image, "one two three")], on_error="yield")),
+    ],
+)
+def test_a_warning_points_at_the_line_of_the_caller(engine, images, call):
+    with pytest.warns(TruncationWarning) as caught:
+        call(engine, images[0])
+    (warning,) = caught
+    assert (warning.filename, warning.lineno) == (__file__, call.__code__.co_firstlineno)
 
 
 @pytest.mark.parametrize("wrong", ["", " \n", None, 5, b"cat", ["a", ""], ["a", None], {"a"}])
@@ -427,9 +426,9 @@ def test_close(engine, images):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"backend": "tensorflow"}, InputError, "auto, onnxruntime"),
+        ({"backend": "tensorflow"}, InputError, "auto, tensorrt, .*onnxruntime"),
         ({"device": "tpu"}, InputError, "auto, cpu, cuda"),
-        ({"backend": 3}, InputError, "backend is 3: give one of auto, onnxruntime"),
+        ({"backend": 3}, InputError, "backend is 3: give one of auto, tensorrt"),
         ({"device": None}, InputError, "device is None: give one of"),
         ({"precision": ["fp32"]}, InputError, r"precision is \['fp32'\] \(list\): give one of"),
         ({"threads": 0}, InputError, "threads is 0: give a whole number, 1 to 1024, or None"),
@@ -525,7 +524,7 @@ def test_auto_tells_why_cuda_was_not_taken(tiny_bundle, monkeypatch):
     from cris_deploy.execution.backends import onnxruntime as backend
 
     # An installation that was built for CUDA on a machine where it does not work.
-    monkeypatch.setattr(backend, "devices", lambda: (Device.CPU, Device.CUDA))
+    monkeypatch.setattr(backend, "installed_devices", lambda: (Device.CPU, Device.CUDA))
     engine = Engine(tiny_bundle)
     assert engine.info.device is Device.CPU
     assert "passed over: " in engine.info.reason

@@ -11,6 +11,7 @@ from PIL import Image
 from cris_deploy import Engine, Segmentation
 from cris_deploy.bundle.manifest import GraphName
 from cris_deploy.errors import BackendError, CrisError, ExpressionError, ImageError, InputError
+from tests.helpers.counted import count
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +133,7 @@ def test_what_the_pairs_themselves_raise_is_an_end(engine, frames):
 
 
 def test_a_failing_backend_is_the_item_of_its_batch(engine, frames, monkeypatch):
-    decode = engine._executor.decode
+    decode = engine.pipeline.decode
     failures = [BackendError("out of memory")]
 
     def failing(*arguments):
@@ -140,7 +141,7 @@ def test_a_failing_backend_is_the_item_of_its_batch(engine, frames, monkeypatch)
             raise failures.pop()
         return decode(*arguments)
 
-    monkeypatch.setattr(engine._executor, "decode", failing)
+    monkeypatch.setattr(engine.pipeline, "decode", failing)
     items = list(engine.stream([(f, "a") for f in frames[:5]], batch_size=2, on_error="yield"))
     assert [isinstance(item, BackendError) for item in items] == [True, True, False, False, False]
 
@@ -157,7 +158,7 @@ class Decoding:
     """Counts the threads that decode at once; each waits for `together` of them."""
 
     def __init__(self, engine, together: int) -> None:
-        self.prepare = engine.prepare
+        self.prepare = engine.pipeline.prepare
         self.barrier = threading.Barrier(together)
         self.threads: set[str] = set()
 
@@ -169,7 +170,7 @@ class Decoding:
 
 def test_files_are_decoded_by_several_threads_in_order(engine, frames, monkeypatch):
     decoding = Decoding(engine, 3)
-    monkeypatch.setattr(engine, "prepare", decoding)
+    monkeypatch.setattr(engine.pipeline, "prepare", decoding)
     pairs = [(encoded(frame), "a") for frame in frames]
     stream = engine.stream(pairs, batch_size=6, decode_threads=3)
     results = list(stream)  # a broken barrier, where fewer come together, is an error
@@ -189,14 +190,14 @@ def test_a_file_that_comes_again_is_decoded_once_by_all_threads(
         paths.append(tmp_path / f"{index}.bmp")
         paths[-1].write_bytes(encoded(frames[index]))
     prepared = []
-    prepare = engine.prepare
+    prepare = engine.pipeline.prepare
 
     def slow(image):
         prepared.append(image)
         time.sleep(0.05)
         return prepare(image)
 
-    monkeypatch.setattr(engine, "prepare", slow)
+    monkeypatch.setattr(engine.pipeline, "prepare", slow)
     pairs = [(path, f"n{index}") for path in paths for index in range(4)]
     results = list(engine.stream(pairs, batch_size=6, decode_threads=4))
     assert sorted(prepared) == paths
@@ -224,15 +225,8 @@ def test_an_interrupt_ends_the_threads(engine, frames, count):
 
 
 def test_graphs_run_in_batches_beside_bad_pairs(engine, frames):
-    runs = []
-    graph = engine._graphs[GraphName.MASK_DECODER]
-
-    class Counting:
-        def run(self, inputs):
-            runs.append(len(inputs["words"]))
-            return graph.run(inputs)
-
-    engine._graphs = {**engine._graphs, GraphName.MASK_DECODER: Counting()}
+    graphs = count(engine)
     pairs = [(frames[0], "a"), ("none", "a"), (frames[1], "b"), (frames[2], "c")]
     assert len(list(engine.stream(pairs, batch_size=4, on_error="yield"))) == 4
-    assert runs == [3]
+    decoder = graphs[GraphName.MASK_DECODER]
+    assert (decoder.runs, decoder.rows) == (1, 3)

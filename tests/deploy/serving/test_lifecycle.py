@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from cris_deploy.errors import BundleError, InputError
-from cris_deploy.results.scene import Picture
+from cris_deploy.execution.steps import Picture
 from cris_deploy.serving import app as apps
 from cris_deploy.serving.answers import Refused
 from cris_deploy.serving.haproxy import configuration

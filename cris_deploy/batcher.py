@@ -21,32 +21,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Condition, Thread
 from types import TracebackType
-from typing import Final, Protocol, overload
+from typing import Final, overload
 
 from cris_deploy import arguments
+from cris_deploy.engine import Engine
 from cris_deploy.errors import BusyError, EngineTimeoutError, InputError
+from cris_deploy.execution.backends import Device
 from cris_deploy.execution.cache import PixelKey
+from cris_deploy.execution.steps import Picture, Prompt, Steps
 from cris_deploy.pixels.image import ImageInput
-from cris_deploy.results.scene import Picture, Prompt, Scene
 from cris_deploy.results.segmentation import Segmentation
-
-
-class Steps(Protocol):
-    """What is asked of an engine."""
-
-    def read_expressions(self, expression: str | Sequence[str]) -> list[Prompt]:
-        """Tokenise."""
-
-    def prepare(self, image: ImageInput) -> Picture:
-        """Decode and letterbox."""
-
-    def encode_pictures(self, pictures: Sequence[Picture]) -> list[Scene]:
-        """Run the image encoder."""
-
-    def decode_masks(
-        self, scenes: Sequence[Scene], prompts: Sequence[Prompt]
-    ) -> list[Segmentation]:
-        """Run the text encoder, the mask decoder and the mask step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +48,15 @@ class Limits:
     pairs: int
     delay: float = 0.0
     waiting: int = 256
+
+    @classmethod
+    def of(cls, device: Device) -> "Limits":
+        """Give the limits that suit a device.
+
+        On a CPU a batch of images costs what its parts do, so it is kept short for the sake of
+        those that wait for all of it. On a GPU these have not been measured.
+        """
+        return cls(4, 16) if device is Device.CPU else cls(8, 32, delay=0.002)
 
     def __post_init__(self) -> None:
         for name in ("images", "pairs", "waiting"):
@@ -125,29 +118,32 @@ class Batcher:
     """Segments for many callers at once; see the module for how.
 
     Args:
-        steps: An engine. It stays the caller's, who closes it after the batcher.
-        limits: Of batches and of what waits.
-        workers: Batches that may run at once: the engine's streams.
+        engine: With which, or its steps. It stays the caller's, who closes it after the batcher.
+        limits: Of batches and of what waits; None takes `Limits.of` the engine's device.
+        workers: Batches that may run at once; None for the engine's streams.
         decode_threads: Images that are decoded at once.
         on_run: Told of every run: "encode" (images) or "segment" (pairs), seconds, how many.
     """
 
     def __init__(
         self,
-        steps: Steps,
-        limits: Limits,
+        engine: Engine | Steps,
+        limits: Limits | None = None,
         *,
-        workers: int = 1,
+        workers: int | None = None,
         decode_threads: int = 4,
         on_run: Callable[[str, float, int], None] | None = None,
     ) -> None:
+        info = engine.info if isinstance(engine, Engine) else None
+        if workers is None:
+            workers = 1 if info is None else info.streams
         workers = arguments.whole("workers", workers, 1, arguments.MOST_THREADS)
         decode_threads = arguments.whole(
             "decode_threads", decode_threads, 1, arguments.MOST_THREADS
         )
-        self._steps: Final = steps
+        self._steps: Final = engine.pipeline if isinstance(engine, Engine) else engine
         self._on_run: Final = on_run
-        self.limits: Final = limits
+        self.limits: Final = limits or Limits.of(Device.CPU if info is None else info.device)
         self._changed: Final = Condition()
         self._queue: deque[_Waiting] = deque()
         self._open: set[_Request] = set()
@@ -356,10 +352,11 @@ class Batcher:
             if not pairs:
                 return
             with self._counted("pair", "segment", len(pairs)):
-                masks = self._steps.decode_masks(
-                    [scene for scene, _ in pairs], [p for _, p in pairs]
+                decoded = self._steps.decode_masks(
+                    [scene for scene, _ in pairs], [prompt for _, prompt in pairs]
                 )
-            found = iter(masks)
+            masks = zip(decoded, (prompt for _, prompt in pairs), strict=True)
+            found = iter([Segmentation.of(*item) for item in masks])
         except Exception as error:
             for part in parts:
                 _settle(part.request.future, error)
