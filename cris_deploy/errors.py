@@ -9,6 +9,11 @@ class CrisError(Exception):
     """Base of all deliberate errors; the message names the argument and the remedy."""
 
 
+def one_line(error: BaseException) -> str:
+    """Give an error's message without its line breaks."""
+    return " ".join(str(error).split())
+
+
 class InputError(CrisError, ValueError):
     """An argument of a call or a command is unusable (wrong type, range, path, shape)."""
 
@@ -47,8 +52,3 @@ class DataError(CrisError):
 
 class TrainingError(CrisError):
     """Training cannot start or go on; says which value and what to do."""
-
-
-def one_line(error: BaseException) -> str:
-    """Give an error's message without its line breaks."""
-    return " ".join(str(error).split())

@@ -64,6 +64,9 @@ def write_plans(
             built="2026-11-22T00:00:00Z",
             build_seconds=1.0,
             version_compatible=version_compatible,
+            hardware_compatible=False,
+            layers={},
+            products={},
         )
         write_sidecar(folder(bundle), record)
         records.append(record)

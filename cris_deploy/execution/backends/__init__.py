@@ -321,6 +321,11 @@ def status(name: BackendName) -> BackendStatus:
     return BackendStatus(name, version, devices, entry.install, problem)
 
 
+def one_line(error: BaseException) -> str:
+    """Give a runtime's message without its line breaks, for an error of ours."""
+    return " ".join(str(error).split())
+
+
 def _candidates(
     backend: BackendName | None, device: Device | None
 ) -> Iterator[tuple[BackendName, Device]]:

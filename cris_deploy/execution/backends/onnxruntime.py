@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from cris_deploy.bundle.manifest import GraphName, NumberType, Precision
 from cris_deploy.bundle.reading import Bundle
-from cris_deploy.errors import BackendError, one_line
-from cris_deploy.execution.backends import Compute, Device, Graph, Runtime, Settings
+from cris_deploy.errors import BackendError
+from cris_deploy.execution.backends import Compute, Device, Graph, Runtime, Settings, one_line
 from cris_deploy.machine.cpu import saturates
 
 _PROVIDERS = {Device.CPU: "CPUExecutionProvider", Device.CUDA: "CUDAExecutionProvider"}

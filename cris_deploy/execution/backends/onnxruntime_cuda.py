@@ -20,8 +20,8 @@ import numpy as np
 
 from cris_deploy.bundle.manifest import GraphName
 from cris_deploy.bundle.reading import Bundle
-from cris_deploy.errors import BackendError, one_line
-from cris_deploy.execution.backends import Settings
+from cris_deploy.errors import BackendError
+from cris_deploy.execution.backends import Settings, one_line
 from cris_deploy.execution.backends.cuda_libraries import load_libraries
 from cris_deploy.execution.cuda.device import CudaDevice, Lane, open_device
 from cris_deploy.execution.cuda.graph import DeviceGraph, Sizes

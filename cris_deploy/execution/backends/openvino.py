@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from cris_deploy.bundle.manifest import GraphName, GraphSpec, Precision, TensorSpec
 from cris_deploy.bundle.reading import WEIGHTS, Bundle
-from cris_deploy.errors import BackendError, EngineTimeoutError, one_line
+from cris_deploy.errors import BackendError, EngineTimeoutError
 from cris_deploy.execution.backends import (
     CACHE_VARIABLE,
     Compute,
@@ -32,6 +32,7 @@ from cris_deploy.execution.backends import (
     Graph,
     Runtime,
     Settings,
+    one_line,
     winograd,
 )
 from cris_deploy.machine.cpu import saturates, this_cpu

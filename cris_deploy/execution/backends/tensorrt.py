@@ -21,7 +21,7 @@ from cris_deploy.bundle import plans
 from cris_deploy.bundle.manifest import GraphName, GraphSpec, Precision
 from cris_deploy.bundle.plans import RuntimeName
 from cris_deploy.bundle.reading import Bundle
-from cris_deploy.errors import BackendError, one_line
+from cris_deploy.errors import BackendError
 from cris_deploy.execution.backends import (
     BackendName,
     Compute,
@@ -29,6 +29,7 @@ from cris_deploy.execution.backends import (
     Graph,
     Runtime,
     Settings,
+    one_line,
 )
 from cris_deploy.execution.backends.tensorrt_plan import Plan, make_log
 from cris_deploy.execution.cuda.device import Lane, open_device
@@ -108,8 +109,8 @@ class _TensorRt:
         if record.version_compatible and not self._settings.plan_code:
             raise BackendError(
                 f"{record.file} is version-compatible: it holds machine code for this computer's "
-                "processor, which loading runs: take it with Engine(allow_plan_code=True) or "
-                "--allow-plan-code if you trust where it came from, or "
+                "processor, which loading runs: make the engine with allow_plan_code=True if you "
+                "trust where the plan came from, or "
                 + plans.rebuild_command(bundle, record)
                 + ", without --version-compatible"
             )

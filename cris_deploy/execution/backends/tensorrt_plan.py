@@ -14,8 +14,8 @@ import numpy as np
 from cris_deploy.bundle import plans
 from cris_deploy.bundle.plans import PlanRecord
 from cris_deploy.bundle.reading import Bundle
-from cris_deploy.errors import BackendError, CrisError, one_line
-from cris_deploy.execution.backends import CACHE_VARIABLE
+from cris_deploy.errors import BackendError, CrisError
+from cris_deploy.execution.backends import CACHE_VARIABLE, one_line
 from cris_deploy.execution.cuda.api import load_cuda
 from cris_deploy.execution.cuda.memory import Pool
 from cris_deploy.files import write_atomically

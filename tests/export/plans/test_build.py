@@ -6,7 +6,9 @@ alone has, is a stand-in's.
 
 import dataclasses
 import hashlib
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -270,14 +272,14 @@ def test_a_manifest_that_cannot_be_written_lists_nothing(
     here, own_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here(H100, FakeBuilding())
-    write = plans.write_atomically
+    make = tempfile.mkstemp
 
-    def no_room(path: Path, content: bytes) -> None:
-        if path.name == MANIFEST:
+    def no_room(*, prefix: str, **options: Any) -> tuple[int, str]:
+        if MANIFEST in prefix:
             raise OSError("no space left on device")
-        write(path, content)
+        return make(prefix=prefix, **options)
 
-    monkeypatch.setattr(plans, "write_atomically", no_room)
+    monkeypatch.setattr(tempfile, "mkstemp", no_room)
     before = (own_bundle / MANIFEST).read_bytes()
     with pytest.raises(ExportError, match="cannot be written: no space left"):
         build_plans(own_bundle, TENSORRT)
