@@ -1,4 +1,4 @@
-"""`cris-bench`: the engine among its peers on this machine; its subcommands are files beside."""
+"""`cris-bench`: the engine among its peers on this machine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,12 @@ from cris_deploy.cli import guarded
 from cris_deploy.errors import InputError
 from cris_deploy.execution.backends import AUTO, BackendName, Compute
 
-SUBCOMMANDS: Final = ("kernels", "compare", "report")
+SUBCOMMANDS: Final = {
+    "kernels": "cris_bench.scopes.kernels",
+    "compare": "cris_bench.report.compare",
+    "report": "cris_bench.report.document",
+}
+"""Name -> module with its `main`, imported when it is asked for."""
 ALL: Final = "all"
 
 _E = TypeVar("_E", bound=StrEnum)
@@ -33,9 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Dispatch to a subcommand, or measure. Exit 0, or 2 for unusable input."""
     given = sys.argv[1:] if argv is None else list(argv)
     if given and given[0] in SUBCOMMANDS:
-        command: Callable[[Sequence[str]], int] = importlib.import_module(
-            f"cris_bench.{given[0]}"
-        ).main
+        module = importlib.import_module(SUBCOMMANDS[given[0]])
+        command: Callable[[Sequence[str]], int] = module.main
         return command(given[1:])
     args = _parser().parse_args(given)
 
