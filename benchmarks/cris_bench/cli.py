@@ -18,8 +18,10 @@ from cris_bench.options import (
     ROUNDS,
     BenchOptions,
 )
-from cris_bench.record.schema import Scope, to_json, write_record
+from cris_bench.record.file import write_record
+from cris_bench.record.schema import Scope
 from cris_deploy.cli import guarded
+from cris_deploy.documents import to_json
 from cris_deploy.errors import InputError
 from cris_deploy.execution.backends import AUTO, BackendName, Compute
 
@@ -53,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             record = measure(options, lambda line: bar.write(line, file=sys.stderr), bar.update)
         if args.output is not None:
             write_record(args.output, record)
-        print(to_json(record) if args.json else terminal(record))
+        print(to_json(record).rstrip() if args.json else terminal(record))
         return 0
 
     return guarded("cris-bench", run)

@@ -17,7 +17,7 @@ from cris_bench.contestants.ours import STAGES, Way, find_ways
 from cris_bench.contestants.starters import Starters, choose_device, open_starters
 from cris_bench.options import ALONE, BenchOptions
 from cris_bench.record import machine
-from cris_bench.record.schema import Accuracy, Ceiling, Clients, Memory, Record, StageWork
+from cris_bench.record.schema import FORMAT, Accuracy, Ceiling, Clients, Memory, Record, StageWork
 from cris_bench.scopes.ceilings import measure_ceilings
 from cris_bench.scopes.clients import Segment, measure_clients
 from cris_bench.scopes.memory import measure_alone
@@ -85,6 +85,7 @@ def run(options: BenchOptions, step: Step, tick: Tick) -> Record:
             ceilings = measure_ceilings(ways, options.threads)
         accuracy = tuple(_accuracy(subject, ways, options, step))
     return Record(
+        format=FORMAT,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         command=options.command,
         commit=machine.commit(),

@@ -1,11 +1,18 @@
 """Tables of a record, on a terminal and in Markdown."""
 
 import dataclasses
-import math
 
 import pytest
 
-from cris_bench.record.schema import BundleFacts, Ceiling, Parity, Record, Scope, StageWork
+from cris_bench.record.schema import (
+    BundleFacts,
+    Ceiling,
+    NotFinite,
+    Parity,
+    Record,
+    Scope,
+    StageWork,
+)
 from cris_bench.report.layout import Table, to_markdown, to_text
 from cris_bench.report.reached import reached
 from cris_bench.report.table import aligned, markdown, tables, terminal
@@ -71,7 +78,7 @@ def test_parity_is_marked(parity: Parity, remark: str | None) -> None:
 
 
 def test_an_error_that_is_not_finite_is_said() -> None:
-    cells = _table(record(row(logit_error=0.0), ours(logit_error=math.nan)), "Network only")
+    cells = _table(record(row(logit_error=0.0), ours(logit_error=NotFinite.NAN)), "Network only")
     assert [row["logit error"] for row in cells] == ["0.0e+00", "not finite"]
 
 

@@ -13,7 +13,8 @@ import torch
 from cris_bench import cli
 from cris_bench.contestants.ours import Ours, Way
 from cris_bench.options import BenchOptions
-from cris_bench.record.schema import Parity, Record, Role, Row, Scope, read_record
+from cris_bench.record.file import read_record
+from cris_bench.record.schema import Parity, Record, Role, Row, Scope
 from cris_bench.scopes import child
 from cris_bench.scopes.ceilings import measure_ceilings
 from cris_bench.scopes.inputs import Fresh

@@ -1,31 +1,34 @@
-"""A run of `cris-bench` as plain data, and its JSON: between those who measure and who show.
-
-Reading is strict: a record with a field too many, too few or of a wrong type is refused, since a
-table of half a record would look like a whole one.
-"""
+"""A run of `cris-bench` as plain data: between those who measure and those who show."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
-from typing import Final
+from typing import Annotated, Final, TypeAlias
+
+from msgspec import Meta
 
 from cris_bench.record.machine import Machine
-from cris_bench.record.strict_json import plain, positive, read, times
 from cris_bench.scopes.timing import spread
+from cris_deploy.documents import Count, Positive
 from cris_deploy.errors import InputError
-from cris_deploy.files import write_whole
 
 FORMAT: Final = 1
-"""Version of the records that this module writes, and the newest that it reads."""
+"""Version of the records that are written, and the newest that is read."""
 NOISY: Final = 0.15
 """Spread from which on a time says more of its machine than of its contestant."""
+
+AboveZero: TypeAlias = Annotated[float, Meta(gt=0)]
+Times: TypeAlias = Annotated[
+    tuple[AboveZero, ...], Meta(min_length=1, description="a time of every pass")
+]
+Differences: TypeAlias = Annotated[
+    tuple[float, ...], Meta(min_length=1, description="a time of every pass")
+]
 
 
 class Scope(StrEnum):
@@ -59,6 +62,20 @@ class Parity(StrEnum):
     NONE = "none"
 
 
+class NotFinite(StrEnum):
+    """What stands for a number that JSON does not have."""
+
+    NAN = "NaN"
+    INFINITY = "Infinity"
+
+
+def finite(number: float) -> float | NotFinite:
+    """A number as a record has it."""
+    if math.isfinite(number):
+        return number
+    return NotFinite.NAN if math.isnan(number) else NotFinite.INFINITY
+
+
 @dataclass(frozen=True)
 class Row:
     """One contestant in one scope.
@@ -75,7 +92,7 @@ class Row:
         seconds: Raw times, one per timed pass; of scope OVERHEAD differences, so of any sign.
         ratio: How many times faster than PyTorch eager's a mask is made, median over interleaved
             rounds; None where PyTorch eager has no such pass.
-        logit_error: Largest difference from PyTorch eager's logits, not finite if a logit is not;
+        logit_error: Largest difference from PyTorch eager's logits, a word if it is not finite;
             None where no logits are compared.
         bundle: Key into the record's bundles; None for a contestant without a bundle.
         note: What else a reader has to know; "" for nothing.
@@ -86,20 +103,18 @@ class Row:
     role: Role
     device: str
     compute: str
-    batch: int
-    expressions: int
-    masks: int
-    seconds: tuple[float, ...]
-    ratio: float | None = None
-    logit_error: float | None = None
+    batch: Positive
+    expressions: Positive
+    masks: Positive
+    seconds: Differences
+    ratio: AboveZero | None = None
+    logit_error: float | NotFinite | None = None
     bundle: str | None = None
     note: str = ""
 
     def __post_init__(self) -> None:
-        positive(batch=self.batch, expressions=self.expressions, masks=self.masks)
-        times("seconds", self.seconds, signed=self.scope is Scope.OVERHEAD)
-        if self.ratio is not None:
-            positive(ratio=self.ratio)
+        if self.scope is not Scope.OVERHEAD and min(self.seconds) <= 0:
+            raise InputError(f"seconds has {min(self.seconds)}, expected times above 0")
 
     @property
     def mask_ms(self) -> float:
@@ -139,14 +154,10 @@ class Clients:
     name: str
     device: str
     compute: str
-    threads: int
-    seconds: float
-    images: int
-    latencies: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        positive(threads=self.threads, seconds=self.seconds, images=self.images)
-        times("latencies", self.latencies)
+    threads: Positive
+    seconds: AboveZero
+    images: Positive
+    latencies: Times
 
     @property
     def throughput(self) -> float:
@@ -186,12 +197,9 @@ class Memory:
     """
 
     name: str
-    host_peak_bytes: int
-    host_weights_bytes: int
-    device_peak_bytes: int | None = None
-
-    def __post_init__(self) -> None:
-        positive(host_peak_bytes=self.host_peak_bytes, host_weights_bytes=self.host_weights_bytes)
+    host_peak_bytes: Positive
+    host_weights_bytes: Positive
+    device_peak_bytes: Count | None = None
 
 
 @dataclass(frozen=True)
@@ -207,11 +215,8 @@ class Ceiling:
 
     device: str
     compute: str
-    matrix_ops_per_s: float
-    copy_bytes_per_s: float
-
-    def __post_init__(self) -> None:
-        positive(matrix_ops_per_s=self.matrix_ops_per_s, copy_bytes_per_s=self.copy_bytes_per_s)
+    matrix_ops_per_s: AboveZero
+    copy_bytes_per_s: AboveZero
 
 
 @dataclass(frozen=True)
@@ -227,13 +232,10 @@ class StageWork:
     """
 
     stage: str
-    operations: int
-    weight_bytes: int
-    seconds: float
+    operations: Positive
+    weight_bytes: Count
+    seconds: AboveZero
     name: str
-
-    def __post_init__(self) -> None:
-        positive(operations=self.operations, seconds=self.seconds)
 
 
 @dataclass(frozen=True)
@@ -332,7 +334,7 @@ class Record:
         paper_fps: The paper's figure for this model, on a V100 GPU; None if it has none.
     """
 
-    format: int = FORMAT
+    format: int
     created: str
     command: tuple[str, ...]
     commit: str | None
@@ -357,41 +359,3 @@ class Record:
         for row in self.rows:
             if row.bundle not in (None, *self.bundles):
                 raise InputError(f"row {row.name!r} names bundle {row.bundle!r}, which is missing")
-
-
-def to_json(record: Record) -> str:
-    """The record as a JSON document; a number that is not finite as a string, "NaN" say."""
-    return json.dumps(plain(record), indent=2, ensure_ascii=False, allow_nan=False)
-
-
-def write_record(path: str | Path, record: Record) -> None:
-    """Write a record: wholly or not at all; missing folders are made.
-
-    Raises:
-        InputError: it cannot be written there.
-    """
-    write_whole(path, (to_json(record) + "\n").encode())
-
-
-def read_record(path: str | Path) -> Record:
-    """Read what `cris-bench -o FILE` wrote.
-
-    Raises:
-        InputError: it cannot be read, or is not a record; names the field that is wrong.
-    """
-    try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"record {path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise InputError(f"record {path} is not JSON: {error}") from error
-    version = document.get("format") if isinstance(document, dict) else None
-    if type(version) is not int:
-        raise InputError(f"{path} is not a record of cris-bench -o FILE: it has no format number")
-    if version > FORMAT:
-        raise InputError(f"record {path} has format {version}, newer than {FORMAT}: upgrade")
-    try:
-        record: Record = read(Record, document, "")
-    except InputError as error:
-        raise InputError(f"record {path}: {error}") from error
-    return record

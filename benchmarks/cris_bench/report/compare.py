@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from cris_bench.record.schema import Parity, Record, Row, Scope, read_record
-from cris_bench.record.strict_json import plain
+from cris_bench.record.file import read_record
+from cris_bench.record.schema import Parity, Record, Row, Scope
 from cris_bench.report.layout import Table, to_text
 from cris_bench.report.table import TITLES
 from cris_deploy.cli import guarded
+from cris_deploy.documents import plain
 from cris_deploy.errors import InputError
 
 _PROGRAM: Final = "cris-bench compare"

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from cris_bench.record.schema import Record, read_record
+from cris_bench.record.file import read_record
+from cris_bench.record.schema import Record
 from cris_bench.report.table import markdown
 from cris_deploy.cli import guarded
 from cris_deploy.errors import InputError

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from cris_bench.record.schema import NOISY, Parity, Record, Role, Row, Scope
+from cris_bench.record.schema import NOISY, NotFinite, Parity, Record, Role, Row, Scope
 from cris_bench.report.layout import Table, to_markdown, to_text
 from cris_bench.report.reached import Reached, reached
 
@@ -191,10 +191,10 @@ def _footnotes(record: Record, rows: Sequence[Row]) -> Iterable[str]:
         )
 
 
-def _error(error: float | None) -> str:
+def _error(error: float | NotFinite | None) -> str:
     if error is None:
         return ""
-    return f"{error:.1e}" if math.isfinite(error) else "not finite"
+    return "not finite" if isinstance(error, NotFinite) else f"{error:.1e}"
 
 
 def _points(share: float | None) -> str:

@@ -19,7 +19,7 @@ from cris_bench.contestants.contestant import Bound, Identity, Network
 from cris_bench.contestants.ours import Ours
 from cris_bench.contestants.pytorch import Eager
 from cris_bench.options import BenchOptions
-from cris_bench.record.schema import Absent, Role, Row, Scope
+from cris_bench.record.schema import Absent, NotFinite, Role, Row, Scope, finite
 from cris_bench.scopes.inputs import WORDS, Fresh, random_image, random_tokens
 from cris_bench.scopes.timing import Clocked, Pass, Timing, interleave, paired_ratio
 from cris_deploy.bundle.manifest import GraphName
@@ -78,7 +78,7 @@ class Entry:
     identity: Identity
     masks: int
     run: Callable[[], object] | Pass
-    logit_error: float | None = None
+    logit_error: float | NotFinite | None = None
     note: str = ""
 
     @property
@@ -251,7 +251,7 @@ def _network(
     logits = bound.logits()  # compiles what is compiled when it is first run, too
     error = None
     if expected is not None:
-        error = float(np.abs(logits[: len(expected)] - expected).max())
+        error = finite(float(np.abs(logits[: len(expected)] - expected).max()))
     return Entry(Scope.NETWORK, who, shape.masks, run, error)
 
 
