@@ -12,21 +12,16 @@ from typing import Final, TypeVar
 
 from tqdm import tqdm
 
-from cris_bench.options import (
-    DEFAULT_SCOPES,
-    QUICK_ROUNDS,
-    ROUNDS,
-    BenchOptions,
-)
+from cris_bench.options import DEFAULT_SCOPES, QUICK_ROUNDS, ROUNDS, BenchOptions, parse_size
 from cris_bench.record.file import write_record
 from cris_bench.record.schema import Scope
-from cris_deploy.cli import guarded
+from cris_deploy.cli import Parser, guarded
 from cris_deploy.documents import to_json
 from cris_deploy.errors import InputError
 from cris_deploy.execution.backends import AUTO, BackendName, Compute
 
 SUBCOMMANDS: Final = {
-    "kernels": "cris_bench.scopes.kernels",
+    "kernels": "cris_bench.report.kernels",
     "compare": "cris_bench.report.compare",
     "report": "cris_bench.report.document",
 }
@@ -48,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def run() -> int:
         options = _options(args, given)
         # torch takes seconds to import: not for --help, nor for a typing error
-        from cris_bench.report.table import terminal
+        from cris_bench.report.summary import terminal
         from cris_bench.run import run as measure
 
         with tqdm(unit="pass", leave=False, disable=None) as bar:
@@ -62,13 +57,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="cris-bench",
         description="Time CRIS on this machine: PyTorch eager, torch.compile and plain exports "
         "against the engine, in interleaved rounds. Without arguments: the paper's full-size RN50 "
         "with random weights, the network alone and end to end.",
         epilog="Subcommands: cris-bench kernels (the mask step), cris-bench compare A B, "
         "cris-bench report RECORD...",
+        examples=(
+            "cris-bench --bundle my.bundle --precision fp32 -o record.json",
+            "cris-bench --ckpt my.pth --device cuda --scopes all --batch 1,8 --expressions 1,8",
+        ),
     )
     add = parser.add_argument
     add("--ckpt", type=Path, metavar="FILE", help="model (default: RN50 with random weights)")
@@ -104,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _options(args: argparse.Namespace, given: Sequence[str]) -> BenchOptions:
-    width, height = _size(args.image_size)
+    height, width = parse_size("--image-size", args.image_size)
     warmup, iterations = QUICK_ROUNDS if args.quick else ROUNDS
     return BenchOptions(
         scopes=_scopes(args.scopes),
@@ -147,14 +146,6 @@ def _numbers(flag: str, text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise InputError(f"{flag} {text}: give numbers with commas, such as 1,8") from None
-
-
-def _size(text: str) -> tuple[int, int]:
-    try:
-        width, height = (int(part) for part in text.lower().split("x"))
-    except ValueError:
-        raise InputError(f"--image-size {text}: give width x height, such as 1920x1080") from None
-    return width, height
 
 
 if __name__ == "__main__":

@@ -19,6 +19,14 @@ QUICK_ROUNDS = (1, 5)
 ROUNDS = (5, 30)
 
 
+def parse_size(flag: str, text: str) -> tuple[int, int]:
+    """Read (height, width) from "1920x1080"; InputError for anything else."""
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise InputError(f"{flag} {text}: give width x height in pixels, such as 1920x1080")
+    return int(height), int(width)
+
+
 @dataclass(frozen=True)
 class BenchOptions:
     """How to run the benchmark.

@@ -314,9 +314,6 @@ def test_parity_gate_is_reported_as_it_is(tiny_bundle: Path) -> None:
         (["--eval", "data"], "--eval needs"),
         (["--ckpt", "missing.pth"], "no such checkpoint"),
         (["--bundle", "missing"], "does not exist"),
-        (["kernels", "--iterations", "0"], "iterations"),
-        (["compare", "missing.json", "missing.json"], "missing.json"),
-        (["report", "missing.json"], "missing.json"),
     ],
 )
 def test_bad_flags(capsys: pytest.CaptureFixture[str], flags: list[str], said: str) -> None:

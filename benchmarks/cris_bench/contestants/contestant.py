@@ -11,9 +11,6 @@ from numpy.typing import NDArray
 from cris_bench.record.schema import Role
 from cris_deploy.execution.backends import Device
 
-# The paper and the reference cut probabilities here.
-THRESHOLD = 0.35
-
 
 @dataclass(frozen=True)
 class Identity:

@@ -13,13 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from cris_bench.contestants.contestant import THRESHOLD, Bound, Identity
+from cris_bench.contestants.contestant import Bound, Identity
 from cris_bench.record.schema import Role
 from cris_deploy.errors import BackendError
 from cris_deploy.execution.backends import Compute, Device
 from cris_deploy.pixels import image as images
 from cris_deploy.pixels.image import Letterbox, Pixels
 from cris_deploy.words.tokenizer import Tokenizer
+from cris_train.data.target import THRESHOLD
 from cris_train.model import Cris
 
 EAGER = "PyTorch eager fp32"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from cris_bench.record.schema import Parity, Record, Role, Row, Scope
 from cris_bench.report.reached import reached
-from cris_bench.report.table import TITLES
+from cris_bench.report.summary import TITLES
 from cris_deploy.errors import InputError
 from cris_deploy.files import make_folder
 

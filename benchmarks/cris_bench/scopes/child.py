@@ -1,12 +1,11 @@
 """A contestant alone in a process: how long until its first mask, and how much memory it takes.
 
-Run by `memory.py` with a `Task` as JSON; prints a `Report` as JSON. It imports what its contestant
-needs and no more, since imports are a part of both.
+Run by `memory.py` with a `Task` as JSON; prints a `Measured` as JSON. It imports what its
+contestant needs and no more, since imports are a part of both.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 import time
@@ -15,6 +14,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from cris_deploy import documents
 
 if TYPE_CHECKING:
     from cris_bench.contestants.contestant import Network
@@ -69,7 +70,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Report:
+class Measured:
     """What a child measured.
 
     Attributes:
@@ -86,7 +87,7 @@ class Report:
     device_peak_bytes: int | None
 
 
-def measure(task: Task) -> Report:
+def measure(task: Task) -> Measured:
     """Load, call a few times, and look at the memory."""
     free = _free_on_device() if task.device == "cuda" else None
     prepare = _engine(task) if task.kind is Kind.ENGINE else _network(task)
@@ -99,7 +100,7 @@ def measure(task: Task) -> Report:
         call()
     # What runtimes take of a GPU they keep, so that the end is the peak.
     taken = None if free is None else max(0, free - _free_on_device())
-    return Report(load, first, peak_bytes(), taken)
+    return Measured(load, first, peak_bytes(), taken)
 
 
 def peak_bytes() -> int:
@@ -178,9 +179,8 @@ def _free_on_device() -> int:
 
 def main() -> None:
     """Do the task in the first argument."""
-    given = json.loads(sys.argv[1])
-    report = measure(Task(**{**given, "kind": Kind(given["kind"])}))
-    print(json.dumps(dataclasses.asdict(report)))
+    measured = measure(documents.read(Task, sys.argv[1], "the task"))
+    print(json.dumps(documents.plain(measured)))  # one line, behind whatever libraries print
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A record as tables to read: on a terminal, or in Markdown."""
+"""A record in sections to read: on a terminal, or in Markdown."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from cris_bench.record.schema import NOISY, NotFinite, Parity, Record, Role, Row, Scope
-from cris_bench.report.layout import Table, to_markdown, to_text
 from cris_bench.report.reached import Reached, reached
+from cris_bench.report.section import Section, to_markdown, to_text
 
 TITLES: Final = {
     Scope.NETWORK: "Network only",
@@ -50,18 +50,18 @@ _FAILED: Final = "PARITY GATE FAILED"
 
 def markdown(record: Record, title: str = "cris-bench", *, level: int = 1) -> str:
     """The record as a Markdown document with this title, a heading of that level."""
-    first, *others = tables(record)
+    first, *others = sections(record)
     first = dataclasses.replace(first, title=title)
     return to_markdown([first], level=level) + "\n" + to_markdown(others, level=level + 1)
 
 
 def terminal(record: Record) -> str:
     """The record as plain text in aligned columns."""
-    return to_text(tables(record))
+    return to_text(sections(record))
 
 
-def tables(record: Record) -> list[Table]:
-    """All that a record says: itself, a table of each scope, then machine, memory and the rest."""
+def sections(record: Record) -> list[Section]:
+    """All that a record says: itself, each scope, then accuracy, clients, memory and the rest."""
     made = [_heading(record)]
     made += [_scope(record, scope) for scope in Scope]
     made += [
@@ -73,7 +73,7 @@ def tables(record: Record) -> list[Table]:
         _bundles(record),
         _absent(record),
     ]
-    return [made[0], *(table for table in made[1:] if table.rows)]
+    return [made[0], *(section for section in made[1:] if section.rows)]
 
 
 def aligned(values: Sequence[float]) -> list[str]:
@@ -83,7 +83,7 @@ def aligned(values: Sequence[float]) -> list[str]:
     return [f"{value:.{decimals}f}" for value in values]
 
 
-def _heading(record: Record) -> Table:
+def _heading(record: Record) -> Section:
     model, machine = record.model, record.machine
     weights = model.weights
     weights = "random weights" if weights == "random" else f"checkpoint {weights[:12]}"
@@ -102,17 +102,17 @@ def _heading(record: Record) -> Table:
         f"{record.created}, commit {record.commit or 'unknown'}: "
         f"`{shlex.join(['cris-bench', *record.command])}`",
     )
-    return Table("cris-bench", intro)
+    return Section("cris-bench", intro)
 
 
-def _scope(record: Record, scope: Scope) -> Table:
+def _scope(record: Record, scope: Scope) -> Section:
     rows = [row for row in record.rows if row.scope is scope]
     intro = _MEANING[scope]
     if scope in _FROM_IMAGE:
         intro += f" The image has {record.image_width} x {record.image_height} pixels."
     columns = _columns(record, scope, rows)
     kept = {name: cells for name, cells in columns.items() if any(cells)}
-    return Table(
+    return Section(
         TITLES[scope],
         (intro,),
         tuple(kept),
@@ -201,7 +201,7 @@ def _points(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.2f}"
 
 
-def _accuracy(record: Record) -> Table:
+def _accuracy(record: Record) -> Section:
     names = list(dict.fromkeys(name for a in record.accuracy for name in a.precision))
     rows = tuple(
         (
@@ -214,7 +214,7 @@ def _accuracy(record: Record) -> Table:
         )
         for accuracy in record.accuracy
     )
-    return Table(
+    return Section(
         "Accuracy",
         ("Of the very files that were timed, in points of 100.",),
         ("contestant", "data", "expressions", "mIoU", "oIoU", *names),
@@ -223,7 +223,7 @@ def _accuracy(record: Record) -> Table:
     )
 
 
-def _clients(record: Record) -> Table:
+def _clients(record: Record) -> Section:
     rows = tuple(
         (
             entry.name,
@@ -234,7 +234,7 @@ def _clients(record: Record) -> Table:
         )
         for entry in record.clients
     )
-    return Table(
+    return Section(
         "Clients",
         ("Threads that each ask for the next mask as soon as they have the last.",),
         ("contestant", "clients", "images/s", "p50 ms", "p95 ms", "p99 ms", "calls"),
@@ -242,7 +242,7 @@ def _clients(record: Record) -> Table:
     )
 
 
-def _memory(record: Record) -> Table:
+def _memory(record: Record) -> Section:
     rows = tuple(
         (
             entry.name,
@@ -255,7 +255,7 @@ def _memory(record: Record) -> Table:
     )
     columns = ("contestant", "peak on the host", "weights", "peak/weights", "peak on the device")
     shown = len(columns) if any(cells[-1] for cells in rows) else len(columns) - 1
-    return Table(
+    return Section(
         "Memory",
         ("Megabytes (10^6), each contestant in a process of its own.",),
         columns[:shown],
@@ -263,7 +263,7 @@ def _memory(record: Record) -> Table:
     )
 
 
-def _ceilings(record: Record) -> Table:
+def _ceilings(record: Record) -> Section:
     rows = tuple(
         (
             f"{entry.device} {entry.compute}",
@@ -272,7 +272,7 @@ def _ceilings(record: Record) -> Table:
         )
         for entry in record.ceilings
     )
-    return Table(
+    return Section(
         "Ceilings",
         ("What this machine reached in a large matrix product and in a large copy.",),
         ("arithmetic", "Gop/s", "copy GB/s"),
@@ -280,7 +280,7 @@ def _ceilings(record: Record) -> Table:
     )
 
 
-def _stages(record: Record) -> Table:
+def _stages(record: Record) -> Section:
     found = reached(record)
     operations = aligned([stage.work.operations / 1e9 for stage in found])
     times = aligned([stage.work.seconds * 1e3 for stage in found])
@@ -296,7 +296,7 @@ def _stages(record: Record) -> Table:
         )
         for stage, work, time in zip(found, operations, times, strict=True)
     )
-    return Table(
+    return Section(
         "Stages against the ceilings",
         ("One image and one expression. Bandwidth: what reading the weights once takes of it.",),
         ("contestant", "stage", "Gop", "weights MB", "ms", "Gop/s", "of matrix", "of bandwidth"),
@@ -312,7 +312,7 @@ def _shares(stage: Reached) -> tuple[str, str]:
     return f"{matrix:.0%}", f"{copy:.0%}"
 
 
-def _bundles(record: Record) -> Table:
+def _bundles(record: Record) -> Section:
     words = {
         Parity.PROVED: "proved",
         Parity.FAILED: _FAILED,
@@ -329,7 +329,7 @@ def _bundles(record: Record) -> Table:
         )
         for name, bundle in record.bundles.items()
     )
-    return Table(
+    return Section(
         "Bundles",
         (),
         ("bundle", "stores", "MB", "parity gate", "mask IoU", "manifest SHA-256"),
@@ -338,9 +338,9 @@ def _bundles(record: Record) -> Table:
     )
 
 
-def _absent(record: Record) -> Table:
+def _absent(record: Record) -> Section:
     rows = tuple((entry.name, entry.install) for entry in record.absent)
-    return Table(
+    return Section(
         "Not installed",
         ("These could not take part.",),
         ("contestant", "install"),
