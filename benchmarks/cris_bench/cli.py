@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="LIST",
         help=f"all, or some of {', '.join(Scope)} (default: {','.join(DEFAULT_SCOPES)})",
     )
-    add("--device", default=AUTO, metavar="NAME", help="auto, cpu or cuda (auto)")
+    add("--device", default=AUTO, metavar="NAME", help="auto, cpu, cuda or cuda:N (auto)")
     add("--backend", metavar="LIST", help=f"some of {', '.join(BackendName)} (all installed)")
     add("--precision", metavar="LIST", help=f"some of {', '.join(Compute)} (all that can be had)")
     add("--batch", default="1", metavar="LIST", help="images of a pass, such as 1,8 (1)")

@@ -17,7 +17,7 @@ from cris_bench.scopes.timing import spread
 from cris_deploy.documents import Count, Positive
 from cris_deploy.errors import InputError
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Version of the records that are written, and the newest that is read."""
 NOISY: Final = 0.15
 """Spread from which on a time says more of its machine than of its contestant."""
@@ -76,7 +76,7 @@ def finite(number: float) -> float | NotFinite:
     return NotFinite.NAN if math.isnan(number) else NotFinite.INFINITY
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One contestant in one scope.
 
@@ -137,7 +137,7 @@ class Row:
         return self.spread > NOISY
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Clients:
     """One engine under threads that each ask for the next mask as soon as they have the last.
 
@@ -185,7 +185,7 @@ class Clients:
         return sorted(self.latencies)[rank - 1] * 1e3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Memory:
     """What a contestant takes, in a process of its own.
 
@@ -202,7 +202,7 @@ class Memory:
     device_peak_bytes: Count | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Ceiling:
     """What a device was measured to be capable of in one arithmetic.
 
@@ -219,16 +219,18 @@ class Ceiling:
     copy_bytes_per_s: AboveZero
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StageWork:
-    """What a stage has to do for one image and one expression, and how long it took.
+    """What a stage has to do in a pass of the network, and how long it took.
 
     Attributes:
         stage: image_encoder, text_encoder or mask_decoder.
-        operations: 2 x multiply-adds of a run at batch 1.
+        operations: 2 x multiply-adds: those of one image or one mask, times their number.
         weight_bytes: Weights that a run reads.
         seconds: Median of its runs.
         name: Contestant that ran it; one of the names of scope NETWORK.
+        batch: Images of the pass.
+        expressions: Expressions for each of them.
     """
 
     stage: str
@@ -236,9 +238,11 @@ class StageWork:
     weight_bytes: Count
     seconds: AboveZero
     name: str
+    batch: Positive = 1
+    expressions: Positive = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class BundleFacts:
     """A bundle that was timed.
 
@@ -257,7 +261,7 @@ class BundleFacts:
     mean_iou: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Absent:
     """A contestant that this installation lacks, and the command that installs it, or the fault."""
 
@@ -265,7 +269,7 @@ class Absent:
     install: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Accuracy:
     """How well a contestant segments, 0 to 1, measured with the very file that was timed.
 
@@ -288,7 +292,7 @@ class Accuracy:
     split: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ModelFacts:
     """The model that all contestants run.
 
@@ -307,7 +311,7 @@ class ModelFacts:
     weights: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """One run of `cris-bench`.
 

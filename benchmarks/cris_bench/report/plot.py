@@ -135,6 +135,7 @@ def ceiling_figure(records: Mapping[str, Record]) -> Figure | None:
         (which, entry, entry.ceiling, entry.matrix_share, entry.copy_share)
         for which, record in enumerate(records.values())
         for entry in reached(record)
+        if (entry.work.batch, entry.work.expressions) == (1, 1)
     ]
     stages = list(dict.fromkeys(entry.work.stage for _, entry, *_ in entries))
     keys = list(dict.fromkeys((which, e.work.name) for which, e, c, *_ in entries if c is not None))

@@ -25,8 +25,8 @@ TITLES: Final = {
     Scope.FIRST_CALL: "First call",
 }
 _MEANING: Final = {
-    Scope.NETWORK: "From image and tokens as tensors in host memory to logits in host memory.",
-    Scope.DEVICE: "As network only, but inputs and logits stay in the device's memory.",
+    Scope.NETWORK: "From image and tokens as tensors to logits, in the device's own memory.",
+    Scope.DEVICE: "From an image in the GPU's memory and words to the mask there.",
     Scope.END_TO_END: "From a decoded image and words to the boolean mask at image size.",
     Scope.FROM_BYTES: "From the bytes of an encoded image and words to the mask at image size.",
     Scope.EXPRESSION: "The next expression on an image that is already encoded.",
@@ -282,12 +282,14 @@ def _ceilings(record: Record) -> Section:
 
 def _stages(record: Record) -> Section:
     found = reached(record)
+    sizes = any((stage.work.batch, stage.work.expressions) != (1, 1) for stage in found)
     operations = aligned([stage.work.operations / 1e9 for stage in found])
     times = aligned([stage.work.seconds * 1e3 for stage in found])
     rows = tuple(
         (
             stage.work.name,
             stage.work.stage,
+            *((str(stage.work.batch), str(stage.work.expressions)) if sizes else ()),
             work,
             f"{stage.work.weight_bytes / 1e6:,.1f}",
             time,
@@ -298,8 +300,12 @@ def _stages(record: Record) -> Section:
     )
     return Section(
         "Stages against the ceilings",
-        ("One image and one expression. Bandwidth: what reading the weights once takes of it.",),
-        ("contestant", "stage", "Gop", "weights MB", "ms", "Gop/s", "of matrix", "of bandwidth"),
+        ("A pass of the network. Bandwidth: what reading the weights once takes of it.",),
+        (
+            *("contestant", "stage"),
+            *(("images", "expressions") if sizes else ()),
+            *("Gop", "weights MB", "ms", "Gop/s", "of matrix", "of bandwidth"),
+        ),
         rows,
         frozenset({"stage"}),
     )

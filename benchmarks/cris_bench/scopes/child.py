@@ -15,6 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cris_bench.place import Place
 from cris_deploy import documents
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Task:
     Attributes:
         kind: Who.
         path: Bundle, checkpoint or plain export.
-        device: Where.
+        place: Where.
         threads: CPU threads; None for all.
         backend: Of an engine; "" for others.
         compute: Arithmetic.
@@ -57,7 +58,7 @@ class Task:
 
     kind: Kind
     path: str
-    device: str
+    place: Place
     threads: int | None
     backend: str
     compute: str
@@ -89,7 +90,7 @@ class Measured:
 
 def measure(task: Task) -> Measured:
     """Load, call a few times, and look at the memory."""
-    free = _free_on_device() if task.device == "cuda" else None
+    free = _free_on_gpu(task.place.index) if task.place.on_gpu else None
     prepare = _engine(task) if task.kind is Kind.ENGINE else _network(task)
     load = time.monotonic() - task.started
     call = prepare()
@@ -99,7 +100,7 @@ def measure(task: Task) -> Measured:
     for _ in range(_MORE):
         call()
     # What runtimes take of a GPU they keep, so that the end is the peak.
-    taken = None if free is None else max(0, free - _free_on_device())
+    taken = None if free is None else max(0, free - _free_on_gpu(task.place.index))
     return Measured(load, first, peak_bytes(), taken)
 
 
@@ -117,7 +118,7 @@ def _engine(task: Task) -> Callable[[], Call]:
     engine = Engine(
         task.path,
         backend=task.backend,
-        device=task.device,
+        device=str(task.place),
         precision=task.compute,
         threads=task.threads,
         verify=False,
@@ -159,22 +160,20 @@ def _pytorch(task: Task) -> Network:
     import torch
 
     from cris_bench.contestants.pytorch import COMPILED, Eager, Peer
-    from cris_deploy.execution.backends import Device
     from cris_train import checkpoint as checkpoints
 
     if task.threads is not None:
         torch.set_num_threads(task.threads)
-    device = Device(task.device)
-    model = checkpoints.build(checkpoints.load(task.path)).to(device.value)
+    model = checkpoints.build(checkpoints.load(task.path)).to(str(task.place))
     if task.kind is Kind.EAGER:
-        return Eager(model, None, device)
-    return Peer(model, COMPILED, device)
+        return Eager(model, None, task.place)
+    return Peer(model, COMPILED, task.place)
 
 
-def _free_on_device() -> int:
+def _free_on_gpu(index: int) -> int:
     from cris_deploy.execution.cuda.api import load_cuda
 
-    return load_cuda().free_bytes()
+    return load_cuda().free_bytes(index)
 
 
 def main() -> None:

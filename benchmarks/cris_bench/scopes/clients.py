@@ -66,7 +66,7 @@ def measure_clients(
     times = [pair for future in futures for pair in future.result()]
     return Clients(
         name=who.name,
-        device=who.device.value,
+        device=str(who.place),
         compute=who.compute,
         threads=threads,
         seconds=max(end for _, end in times) - min(start for start, _ in times),

@@ -86,7 +86,7 @@ def _row(
         scope=scope,
         name=who.name,
         role=who.role,
-        device=who.device.value,
+        device=str(who.place),
         compute=who.compute,
         batch=1,
         expressions=1,

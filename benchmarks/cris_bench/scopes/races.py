@@ -24,7 +24,6 @@ from cris_bench.scopes.inputs import WORDS, Fresh, random_image, random_tokens
 from cris_bench.scopes.timing import Clocked, Pass, Timing, interleave, paired_ratio
 from cris_deploy.bundle.manifest import GraphName
 from cris_deploy.errors import BackendError
-from cris_deploy.execution.backends import Device
 
 # Threads of ONNX Runtime and of OpenMP spin for some milliseconds after their work is done.
 _PAUSE: Final = 0.01
@@ -40,7 +39,6 @@ _AGAINST: Final = {
 _ONE_OF = "its pass makes one mask: it takes the expressions one by one"
 
 Tick = Callable[[], object]
-StageTimes = dict[str, dict[GraphName, list[float]]]
 
 
 @dataclass(frozen=True)
@@ -59,6 +57,9 @@ class Shape:
     def masks(self) -> int:
         """Masks that come of it."""
         return self.batch * self.expressions
+
+
+StageTimes = dict[tuple[str, Shape], dict[GraphName, list[float]]]
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,8 @@ class Results:
 
     Attributes:
         rows: Of the record.
-        stages: Contestant -> stage -> seconds of each pass of the first race, warm-up included.
+        stages: Contestant and shape -> stage -> seconds in each pass of the network, warm-up
+            included.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -165,7 +167,7 @@ def _row(
         scope=entry.scope,
         name=who.name,
         role=who.role,
-        device=who.device.value,
+        device=str(who.place),
         compute=who.compute,
         batch=shape.batch,
         expressions=shape.expressions,
@@ -200,8 +202,8 @@ def _entries(
         # An engine's network pass is beside its other passes: what is compared is close in time.
         if Scope.NETWORK in wanted:
             bound = engine.bind(image, tokens)
-            run = _noting(engine, bound, stages) if shape.masks == 1 else bound.run
             try:
+                run = _noting(engine, bound, stages.setdefault((engine.identity.name, shape), {}))
                 entry = _network(engine.identity, bound, run, shape, expected)
             except BackendError as error:  # a plan without a profile for this batch, say
                 field_.note(engine.identity.name, shape, error)
@@ -255,9 +257,8 @@ def _network(
     return Entry(Scope.NETWORK, who, shape.masks, run, error)
 
 
-def _noting(engine: Ours, bound: Bound, stages: StageTimes) -> Callable[[], object]:
+def _noting(engine: Ours, bound: Bound, kept: dict[GraphName, list[float]]) -> Callable[[], object]:
     """The pass, which keeps what its stages took."""
-    kept = stages.setdefault(engine.identity.name, {})
 
     def run() -> object:
         result = bound.run()
@@ -288,7 +289,7 @@ def _engine_scopes(engine: Ours, shape: Shape, wanted: set[Scope], fresh: Fresh)
             Scope.REPEATED_EXPRESSION: Pass(lambda picture: segment(picture, WORDS), fresh.picture),
             Scope.REPEATED_IMAGE: Pass(lambda words: segment(known, words), fresh.expression),
         }
-        if who.device is Device.CPU:
+        if not who.place.on_gpu:
             passes[Scope.OVERHEAD] = Pass(
                 lambda given: Clocked(engine.overhead(*given)),
                 lambda: (fresh.picture(), fresh.expression()),
@@ -296,14 +297,18 @@ def _engine_scopes(engine: Ours, shape: Shape, wanted: set[Scope], fresh: Fresh)
         elif Scope.DEVICE in wanted:
             from cris_bench.contestants.cuda import device_pass
 
-            passes[Scope.DEVICE] = Pass(device_pass(engine.engine, known), fresh.expression)
+            passes[Scope.DEVICE] = Pass(
+                device_pass(engine.engine, known, who.place), fresh.expression
+            )
     for scope in Scope:
         if scope in wanted and scope in passes:
             yield Entry(scope, who, count, passes[scope])
 
 
-def stage_medians(stages: StageTimes, iterations: int) -> Iterator[tuple[str, GraphName, float]]:
-    """Contestant, stage and its median seconds over the timed passes."""
-    for name, kept in stages.items():
+def stage_medians(
+    stages: StageTimes, iterations: int
+) -> Iterator[tuple[str, Shape, GraphName, float]]:
+    """Contestant, shape, stage and its median seconds over the timed passes."""
+    for (name, shape), kept in stages.items():
         for stage, seconds in kept.items():
-            yield name, stage, statistics.median(seconds[-iterations:])
+            yield name, shape, stage, statistics.median(seconds[-iterations:])
