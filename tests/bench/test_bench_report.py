@@ -14,8 +14,8 @@ from cris_bench.record.schema import (
     StageWork,
 )
 from cris_bench.report.reached import reached
-from cris_bench.report.section import Section, to_markdown, to_text
-from cris_bench.report.summary import aligned, markdown, sections, terminal
+from cris_bench.report.section import Section, aligned, to_markdown, to_text
+from cris_bench.report.summary import markdown, sections, terminal
 from tests.stand_ins.fake_record import machine, ours, record, row, whole_record
 
 

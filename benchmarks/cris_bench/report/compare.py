@@ -14,8 +14,8 @@ from typing import Final
 
 from cris_bench.record.file import read_record
 from cris_bench.record.schema import Parity, Record, Row, Scope
+from cris_bench.report.scope import FAILED, TITLES
 from cris_bench.report.section import Section, to_text
-from cris_bench.report.summary import TITLES
 from cris_deploy.cli import Parser, guarded
 from cris_deploy.documents import plain
 from cris_deploy.errors import InputError
@@ -231,7 +231,7 @@ def _remarks(change: Change, limit: float | None) -> list[str]:
     if noisy:
         found.append(f"noisy in {' and '.join(noisy)}")
     if change.failed_parity:
-        found.append("PARITY GATE FAILED in B")
+        found.append(f"{FAILED} in B")
     return found
 
 

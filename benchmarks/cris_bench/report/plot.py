@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from cris_bench.record.schema import Parity, Record, Role, Row, Scope
 from cris_bench.report.reached import reached
-from cris_bench.report.summary import TITLES
+from cris_bench.report.scope import FAILED, TITLES
 from cris_deploy.errors import InputError
 from cris_deploy.files import make_folder
 
@@ -184,7 +184,7 @@ def _speed_bar(record: Record, row: Row, place: int, which: int, records: int) -
     if row.noisy:
         words.append("noisy")
     if row.bundle is not None and record.bundles[row.bundle].parity is Parity.FAILED:
-        words.append("PARITY GATE FAILED")
+        words.append(FAILED)
     return _Bar(
         place + _offset(which, records),
         row.fps,

@@ -52,3 +52,15 @@ def _text_lines(section: Section) -> list[str]:
     if section.columns:
         lines.append(tables.to_text(section.columns, section.rows, words=section.words))
     return [*lines, *section.notes]
+
+
+def aligned(values: Sequence[float]) -> list[str]:
+    """A column of numbers with as many decimals as the smallest one wants."""
+    smallest = min((abs(value) for value in values if value), default=1.0)
+    decimals = 1 if smallest >= 10 else 2 if smallest >= 1 else 3
+    return [f"{value:.{decimals}f}" for value in values]
+
+
+def points(share: float | None) -> str:
+    """A share in points of 100; "" for none."""
+    return "" if share is None else f"{100 * share:.2f}"
