@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from cris_bench.options import DEFAULT_SCOPES, QUICK_ROUNDS, ROUNDS, BenchOptions, parse_size
 from cris_bench.record.file import write_record
-from cris_bench.record.schema import Scope
+from cris_bench.record.rows import Scope
 from cris_deploy.cli import Parser, guarded
 from cris_deploy.documents import to_json
 from cris_deploy.errors import InputError

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cris_bench.place import Place
-from cris_bench.record.schema import Scope
+from cris_bench.record.rows import Scope
 from cris_deploy.errors import InputError
 from cris_deploy.execution.backends import AUTO, BackendName, Compute
 

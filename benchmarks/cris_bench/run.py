@@ -18,7 +18,8 @@ from cris_bench.contestants.starters import Starters, choose_place, open_starter
 from cris_bench.options import ALONE, BenchOptions
 from cris_bench.place import Place
 from cris_bench.record import machine
-from cris_bench.record.schema import FORMAT, Accuracy, Ceiling, Clients, Memory, Record, StageWork
+from cris_bench.record.rows import Clients
+from cris_bench.record.schema import FORMAT, Accuracy, Ceiling, Memory, Record, StageWork
 from cris_bench.scopes.ceilings import measure_ceilings
 from cris_bench.scopes.clients import Segment, measure_clients
 from cris_bench.scopes.memory import measure_alone

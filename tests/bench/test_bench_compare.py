@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from cris_bench.record.file import write_record
-from cris_bench.record.schema import BundleFacts, Parity, Record, Scope
+from cris_bench.record.rows import Scope
+from cris_bench.record.schema import BundleFacts, Parity, Record
 from cris_bench.report.compare import compare, main
 from cris_deploy.errors import InputError
 from tests.stand_ins.fake_record import EAGER, MODEL, machine, ours, record, row

@@ -16,7 +16,7 @@ from cris_bench.options import BenchOptions
 from cris_bench.place import Place
 from cris_bench.record import machine as machine_facts
 from cris_bench.record.file import read_record
-from cris_bench.record.schema import Scope
+from cris_bench.record.rows import Scope
 from cris_bench.scopes.inputs import random_image, random_tokens
 from cris_bench.scopes.races import Field, Results, Shape, race, stage_medians
 from cris_deploy import Engine

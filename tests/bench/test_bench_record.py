@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from cris_bench.record.file import read_record, write_record
-from cris_bench.record.schema import Clients, NotFinite, Parity, Scope, finite
+from cris_bench.record.rows import Clients, NotFinite, Scope, finite
+from cris_bench.record.schema import Parity
 from cris_deploy.documents import to_json
 from cris_deploy.errors import InputError
 from tests.stand_ins.fake_record import EAGER, ours, record, row, whole_record

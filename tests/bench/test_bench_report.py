@@ -4,15 +4,8 @@ import dataclasses
 
 import pytest
 
-from cris_bench.record.schema import (
-    BundleFacts,
-    Ceiling,
-    NotFinite,
-    Parity,
-    Record,
-    Scope,
-    StageWork,
-)
+from cris_bench.record.rows import NotFinite, Scope
+from cris_bench.record.schema import BundleFacts, Ceiling, Parity, Record, StageWork
 from cris_bench.report.reached import reached
 from cris_bench.report.section import Section, aligned, to_markdown, to_text
 from cris_bench.report.summary import markdown, sections, terminal

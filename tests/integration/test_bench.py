@@ -15,7 +15,8 @@ from cris_bench.contestants.ours import Ours, Way
 from cris_bench.options import BenchOptions
 from cris_bench.place import Place
 from cris_bench.record.file import read_record
-from cris_bench.record.schema import Parity, Record, Role, Row, Scope
+from cris_bench.record.rows import Role, Row, Scope
+from cris_bench.record.schema import Parity, Record
 from cris_bench.scopes import child
 from cris_bench.scopes.ceilings import measure_ceilings
 from cris_bench.scopes.inputs import Fresh

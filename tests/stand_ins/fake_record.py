@@ -3,20 +3,17 @@
 from typing import Any
 
 from cris_bench.record.machine import Machine
+from cris_bench.record.rows import Clients, Role, Row, Scope
 from cris_bench.record.schema import (
     FORMAT,
     Absent,
     Accuracy,
     BundleFacts,
     Ceiling,
-    Clients,
     Memory,
     ModelFacts,
     Parity,
     Record,
-    Role,
-    Row,
-    Scope,
     StageWork,
 )
 

@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 from numpy.typing import NDArray
 
 from cris_bench.place import Place
-from cris_bench.record.schema import Role
+from cris_bench.record.rows import Role
 from cris_deploy.bundle.manifest import GraphName
 
 STAGES: Final = (GraphName.IMAGE_ENCODER, GraphName.TEXT_ENCODER, GraphName.MASK_DECODER)
@@ -39,7 +39,7 @@ class Bound:
     """A network with its inputs where it wants them.
 
     Attributes:
-        run: One pass; returns when it is done.
+        run: One pass, or several on a GPU; returns when it is done, with a `Clocked` there.
         logits: One pass, and its logits (n, 1, S/4, S/4) on the host.
     """
 

@@ -22,9 +22,6 @@ PASSES: Final = 10
 """What a timed pass of a network is the mean of: that many, queued one behind the other. The time
 of one alone would hold the device's wait for the host, which queues it."""
 
-_TEXT = ("words", "sentence", "padding")
-_SCENE = ("f3", "f4", "f5")
-
 
 def bind(
     graphs: Mapping[GraphName, Graph],
@@ -55,11 +52,15 @@ def bind(
         after_stage()
         text.launch()
         after_stage()
-        rows = {**dict.fromkeys(_TEXT, len(tokens)), **dict.fromkeys(_SCENE, len(image))}
+        given = {
+            name: tensor.rows(0, count)
+            for slot, count in ((scene, len(image)), (text, len(tokens)))
+            for name, tensor in slot.outputs.items()
+        }
+        rows = {name: tensor.shape[0] for name, tensor in given.items()}
         decoder = stages[GraphName.MASK_DECODER].slot(lane, rows)
-        for name, count in rows.items():
-            source = scene if name in _SCENE else text
-            decoder.fill(name, [source.outputs[name].rows(0, count)])
+        for name, tensor in given.items():
+            decoder.fill(name, [tensor])
         decoder.launch()
         after_stage()
         return decoder

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from cris_bench.contestants.contestant import Bound, Identity
 from cris_bench.place import Place
-from cris_bench.record.schema import Absent, Role
+from cris_bench.record.rows import Role
+from cris_bench.record.schema import Absent
 from cris_deploy.bundle.manifest import GraphName
 from cris_deploy.bundle.reading import Bundle
 from cris_deploy.engine import Engine

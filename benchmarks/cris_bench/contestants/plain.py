@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from cris_bench.contestants.contestant import Bound, Identity
 from cris_bench.place import Place
-from cris_bench.record.schema import Absent, Role
+from cris_bench.record.rows import Role
+from cris_bench.record.schema import Absent
 from cris_deploy.execution.backends import BackendName, Compute, Device, status
 
 # OpenVINO's names of the types it computes in.

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from cris_bench.contestants.contestant import Bound, Identity
 from cris_bench.place import Place
-from cris_bench.record.schema import Role
+from cris_bench.record.rows import Role
 from cris_deploy.errors import BackendError
 from cris_deploy.execution.backends import Compute
 from cris_deploy.pixels import image as images

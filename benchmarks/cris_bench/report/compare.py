@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Final
 
 from cris_bench.record.file import read_record
-from cris_bench.record.schema import Parity, Record, Row, Scope
+from cris_bench.record.rows import Row, Scope
+from cris_bench.record.schema import Parity, Record
 from cris_bench.report.scope import FAILED, TITLES
 from cris_bench.report.section import Section, to_text
 from cris_deploy.cli import Parser, guarded

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from cris_bench.record.schema import Parity, Record, Role, Row, Scope
+from cris_bench.record.rows import Role, Row, Scope
+from cris_bench.record.schema import Parity, Record
 from cris_bench.report.reached import reached
 from cris_bench.report.scope import FAILED, TITLES
 from cris_deploy.errors import InputError

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from cris_bench.record.schema import NOISY, NotFinite, Parity, Record, Role, Row, Scope
+from cris_bench.record.rows import NOISY, NotFinite, Role, Row, Scope
+from cris_bench.record.schema import Parity, Record
 from cris_bench.report.section import Section, aligned, points
 
 TITLES: Final = {

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import shlex
 
-from cris_bench.record.schema import Parity, Record, Scope
+from cris_bench.record.rows import Scope
+from cris_bench.record.schema import Parity, Record
 from cris_bench.report.reached import Reached, reached
 from cris_bench.report.scope import FAILED, scope_section
 from cris_bench.report.section import Section, aligned, points, to_markdown, to_text

@@ -9,7 +9,7 @@ from threading import Barrier, BrokenBarrierError
 from typing import TypeAlias
 
 from cris_bench.contestants.contestant import Identity
-from cris_bench.record.schema import Clients
+from cris_bench.record.rows import Clients
 from cris_bench.scopes.inputs import Fresh
 from cris_deploy.pixels.image import Pixels
 

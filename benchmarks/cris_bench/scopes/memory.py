@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from cris_bench.contestants.contestant import Identity
-from cris_bench.record.schema import Memory, Role, Row, Scope
+from cris_bench.record.rows import Role, Row, Scope
+from cris_bench.record.schema import Memory
 from cris_bench.scopes.child import Measured, Task
 from cris_bench.scopes.timing import Timing, paired_ratio
 from cris_deploy import documents

@@ -19,7 +19,8 @@ from cris_bench.contestants.contestant import Bound, Identity, Network
 from cris_bench.contestants.ours import Ours
 from cris_bench.contestants.pytorch import Eager
 from cris_bench.options import BenchOptions
-from cris_bench.record.schema import Absent, NotFinite, Role, Row, Scope, finite
+from cris_bench.record.rows import NotFinite, Role, Row, Scope, finite
+from cris_bench.record.schema import Absent
 from cris_bench.scopes.inputs import WORDS, Fresh, random_image, random_tokens
 from cris_bench.scopes.timing import Clocked, Pass, Timing, interleave, paired_ratio
 from cris_deploy.bundle.manifest import GraphName

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cris_bench.record.rows import spread
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -35,14 +37,6 @@ class Timing:
     def spread(self) -> float:
         """Interquartile range over median: how far the machine can be trusted."""
         return spread(self.seconds)
-
-
-def spread(seconds: Sequence[float]) -> float:
-    """Interquartile range over median; NaN of fewer than four."""
-    if len(seconds) < 4:
-        return float("nan")
-    low, middle, high = statistics.quantiles(seconds, n=4)
-    return (high - low) / middle
 
 
 @dataclass(frozen=True)
