@@ -183,7 +183,7 @@ def _bundles(record: Record) -> Section:
     words = {
         Parity.PROVED: "proved",
         Parity.FAILED: FAILED,
-        Parity.NONE: "no record of it: run cris-export --check",
+        Parity.NONE: "no record of it: run cris-export check BUNDLE",
     }
     rows = tuple(
         (
