@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cris_bench.contestants.contestant import STAGES, Bound
 from cris_bench.place import Place
-from cris_bench.scopes.timing import Clocked
+from cris_bench.scopes.timing import Clocked, clocked
 from cris_deploy.bundle.manifest import GraphName
 from cris_deploy.engine import Engine
 from cris_deploy.execution.backends import Graph
@@ -103,23 +103,6 @@ def device_pass(engine: Engine, rgb: Pixels, place: Place) -> Callable[[str], Cl
         return clocked(lambda: engine.segment_on_device(image, expression, stream=stream), stream)
 
     return run
-
-
-def clocked(work: Callable[[], object], stream: Any, passes: int = 1) -> Clocked:
-    """Queue work on a stream of PyTorch, wait for it, and give the device's mean time for it."""
-    import torch
-
-    # PyTorch leaves the constructor untyped.
-    start, end = (
-        torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        for _ in range(2)
-    )
-    start.record(stream)
-    for _ in range(passes):
-        work()
-    end.record(stream)
-    end.synchronize()
-    return Clocked(start.elapsed_time(end) / 1e3 / passes)
 
 
 def _seconds(before: Any, after: Any) -> float:

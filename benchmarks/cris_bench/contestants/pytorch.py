@@ -16,6 +16,7 @@ from torch.nn import functional
 from cris_bench.contestants.contestant import Bound, Identity
 from cris_bench.place import Place
 from cris_bench.record.rows import Role
+from cris_bench.scopes.timing import clocked
 from cris_deploy.errors import BackendError
 from cris_deploy.execution.backends import Compute
 from cris_deploy.pixels import image as images
@@ -177,7 +178,7 @@ def _bind(
 
     if not place.on_gpu:
         return Bound(forward, lambda: forward().numpy())
-    from cris_bench.contestants.cuda import PASSES, clocked
+    from cris_bench.contestants.cuda import PASSES
 
     stream = torch.cuda.current_stream(str(place))
     return Bound(lambda: clocked(forward, stream, PASSES), lambda: forward().cpu().numpy())
