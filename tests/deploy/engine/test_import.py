@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-HEAVY = ("torch", "open_clip", "onnxruntime", "cv2", "tokenizers", "ftfy", "PIL", "numpy")
+HEAVY = (
+    *("torch", "open_clip", "onnxruntime", "openvino", "cv2", "tokenizers", "ftfy", "PIL", "numpy"),
+    *("msgspec", "tabulate", "cris_deploy.engine"),
+)
 
 
 def run(code: str) -> str:
@@ -18,16 +21,9 @@ def run(code: str) -> str:
     return result.stdout.strip()
 
 
-def test_import_is_fast_and_light():
-    code = (
-        "import sys, time; start = time.perf_counter(); import cris_deploy;"
-        "print(time.perf_counter() - start);"
-        f"print([name for name in {HEAVY!r} if name in sys.modules])"
-    )
-    # The best of three: the first also reads the files from the disk.
-    seconds, modules = min(run(code).splitlines() for _ in range(3))
-    assert float(seconds) < 0.5
-    assert modules == "[]"
+def test_importing_the_package_imports_nothing_heavy():
+    code = f"import sys, cris_deploy; print([n for n in {HEAVY!r} if n in sys.modules])"
+    assert run(code) == "[]"
 
 
 def test_the_engine_imports_no_training_framework():

@@ -11,7 +11,7 @@ from PIL import Image
 from cris_deploy import Engine, Segmentation
 from cris_deploy.bundle.manifest import GraphName
 from cris_deploy.errors import BackendError, CrisError, ExpressionError, ImageError, InputError
-from tests.helpers.counted import count
+from tests.helpers.engines import count
 
 
 @pytest.fixture(scope="module")
