@@ -93,8 +93,10 @@ def convert(
     """Give plain values (dicts, lists, numbers, text) as `kind`; the rest as for `read`."""
     if known_only:
         for place, name, known in _unknown(kind, value, ""):
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(known))}"
+            near = [inner for inner in known if inner.endswith(f".{name}")]
+            near += difflib.get_close_matches(name, known, n=1)
+            here = sorted(inner for inner in known if "." not in inner)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(here)}"
             raise error(_ended(f"{where}: {place} is not known; {hint}", remedy))
     try:
         return msgspec.convert(value, kind)
@@ -112,7 +114,7 @@ def to_json(value: object) -> str:
 
 def plain(value: object) -> Any:
     """Give dataclasses, enumerations and tuples as dicts, text, numbers and lists."""
-    return msgspec.to_builtins(value)
+    return msgspec.msgpack.decode(msgspec.msgpack.encode(value))  # to_builtins leaves tuples
 
 
 def _ended(sentence: str, remedy: str) -> str:
@@ -191,7 +193,9 @@ def _shown(value: object) -> str:
 
 
 def _unknown(kind: Any, value: Any, place: str) -> Iterator[tuple[str, str, list[str]]]:
-    """Fields that no dataclass has: their place, their name, and those that there are."""
+    """Fields that no dataclass has: their place, their name, and those that there are, in it
+    and (dotted) inside these.
+    """
     kind = _bare(kind)
     arguments = typing.get_args(kind)
     if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
@@ -199,7 +203,7 @@ def _unknown(kind: Any, value: Any, place: str) -> Iterator[tuple[str, str, list
         for name, entry in value.items():
             inner = f"{place}.{name}" if place else str(name)
             if name not in hints:
-                yield inner, str(name), list(hints)
+                yield inner, str(name), list(_fields(kind))
             else:
                 yield from _unknown(hints[name], entry, inner)
     elif isinstance(value, Mapping) and len(arguments) == 2:
@@ -208,6 +212,14 @@ def _unknown(kind: Any, value: Any, place: str) -> Iterator[tuple[str, str, list
     elif isinstance(value, (list, tuple)) and arguments:
         for index, entry in enumerate(value):
             yield from _unknown(arguments[0], entry, f"{place}[{index}]")
+
+
+def _fields(kind: Any) -> Iterator[str]:
+    """Names of a dataclass's fields; after each that is a dataclass, its own, dotted."""
+    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+        yield name
+        if dataclasses.is_dataclass(_bare(hint)):
+            yield from (f"{name}.{inner}" for inner in _fields(_bare(hint)))
 
 
 def _bare(kind: Any) -> Any:

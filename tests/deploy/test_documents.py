@@ -59,6 +59,8 @@ def test_back_and_forth() -> None:
     )
     assert read(documents.to_json(document)) == document
     assert documents.convert(Document, documents.plain(document), "x") == document
+    assert documents.plain(document)["shape"] == ["batch", 2]
+    assert math.isnan(documents.plain({"error": math.nan})["error"])
     assert documents.to_json(document).startswith('{\n  "format": 1,\n  "files": {\n    "é.onnx"')
 
 
@@ -120,5 +122,7 @@ def test_unknown_fields() -> None:
     assert read(document).files["a"] == File("a" * 64, 1)
     with pytest.raises(InputError, match=r"files\['a'\].byte is not known; did you mean bytes\?"):
         documents.convert(Document, document, "x.json")
+    with pytest.raises(InputError, match=r"x.json: sha256 is not known; did you mean main.sha256"):
+        documents.convert(Document, {"format": 1, "sha256": "a"}, "x.json")
     with pytest.raises(BundleError, match=r"colour is not known; known: by_kind, few, files"):
         read({"format": 1, "colour": 1}, known_only=True)

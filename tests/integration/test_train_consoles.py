@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cris_deploy.documents import plain
 from cris_train.cli import eval as eval_cli
 from cris_train.cli import scenes, train
 from cris_train.model import CrisConfig
@@ -24,7 +25,7 @@ def test_scenes_to_checkpoint_to_metrics(
 ) -> None:
     recipe = tmp_path / "recipe.yaml"
     settings = {
-        "model": CrisConfig.tiny().to_dict(),
+        "model": plain(CrisConfig.tiny()),
         "data": str(data),
         "output": str(tmp_path / "run"),
         "images_per_batch": 4,

@@ -79,13 +79,6 @@ def test_configuration_names_the_bad_field(changes: dict[str, object], named: st
         CrisConfig.rn50(**changes)
 
 
-def test_configuration_survives_plain_values() -> None:
-    config = CrisConfig.tiny(word_len=22, contrastive=False)
-    assert CrisConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    with pytest.raises(InputError, match="wordlen"):
-        CrisConfig.from_dict({"wordlen": 17})
-
-
 def test_positions() -> None:
     words = words_code(5, 8)
     # Written out: sin and cos of p / 10000^(2i/d).

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from cris_deploy.errors import BackendError, InputError, TrainingError
+from cris_deploy.execution.backends import Compute
 from cris_train.run.course import Course
 from cris_train.run.distributed import TORCHRUN, Place, joined
-from cris_train.run.recipe import DeviceChoice, Precision, TrainConfig
+from cris_train.run.recipe import DeviceChoice, TrainConfig
 
 CPU = torch.device("cpu")
 
@@ -19,10 +20,10 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_auto_says_what_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with joined(DeviceChoice.AUTO, Precision.FP32) as place:
+    with joined(DeviceChoice.AUTO, Compute.FP32) as place:
         assert (place.device, place.rank, place.world, place.writes) == (CPU, 0, 1, True)
         assert "auto: PyTorch finds no GPU" in place.told
-    with joined(DeviceChoice.CPU, Precision.FP32) as place:
+    with joined(DeviceChoice.CPU, Compute.FP32) as place:
         assert "auto" not in place.told
 
 
@@ -30,7 +31,7 @@ def test_no_gpu_is_an_error_not_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with (
         pytest.raises(BackendError, match=r"device: .*finds 0: .*device=cpu"),
-        joined(DeviceChoice.CUDA, Precision.FP32),
+        joined(DeviceChoice.CUDA, Compute.FP32),
     ):
         pass
 
@@ -41,7 +42,7 @@ def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     with (
         pytest.raises(BackendError, match="process 1 of this machine"),
-        joined(DeviceChoice.AUTO, Precision.FP32),
+        joined(DeviceChoice.AUTO, Compute.FP32),
     ):
         pass
 
@@ -50,7 +51,7 @@ def test_half_of_torchruns_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     with (
         pytest.raises(TrainingError, match="RANK, LOCAL_RANK, WORLD_SIZE are"),
-        joined(DeviceChoice.CPU, Precision.FP32),
+        joined(DeviceChoice.CPU, Compute.FP32),
     ):
         pass
 

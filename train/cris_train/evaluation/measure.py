@@ -21,16 +21,16 @@ from cris_deploy.engine import Engine
 from cris_deploy.errors import BackendError, CrisError, DataError, InputError
 from cris_deploy.execution.backends import AUTO, Compute, Device
 from cris_deploy.machine.versions import versions_of
+from cris_deploy.pixels.mask import THRESHOLD
 from cris_train import checkpoint as checkpoints
+from cris_train.autocast import AUTOCAST
 from cris_train.data.refer import ReferImage, pick
 from cris_train.data.splits import open_splits
-from cris_train.data.target import THRESHOLD
 from cris_train.evaluation.evaluate import Outcome, Segmenter, evaluate
 from cris_train.evaluation.report import EvalReport, Kind, KindScore, LeftOut, Measured, SplitScore
 from cris_train.evaluation.segmenters import EngineSegmenter, TorchSegmenter
 from cris_train.synthetic.refer_files import KINDS_FILE
 
-_AUTOCAST: Final = {Compute.FP32: None, Compute.BF16: torch.bfloat16, Compute.FP16: torch.float16}
 _PACKAGES: Final = (
     "cris-deploy",
     "torch",
@@ -231,7 +231,7 @@ def _open_checkpoint(options: EvalOptions, path: Path) -> tuple[TorchSegmenter, 
     config = loaded.config
     threshold = THRESHOLD if options.threshold is None else options.threshold
     segmenter = TorchSegmenter(
-        model, threshold=threshold, device=device.value, autocast=_AUTOCAST[precision]
+        model, threshold=threshold, device=device.value, autocast=AUTOCAST[precision]
     )
     measured = Measured(
         kind=Kind.CHECKPOINT,
@@ -272,7 +272,7 @@ def _torch_precision(name: str) -> Compute:
         precision = Compute.FP32 if name == AUTO else Compute(name)
     except ValueError:
         raise InputError(f"--precision {name!r}: give {', '.join([AUTO, *Compute])}") from None
-    if precision not in _AUTOCAST:
+    if precision not in AUTOCAST:
         raise BackendError(
             f"--precision {name}: a checkpoint has no quantised form; export it with --int8 "
             f"--calibration FILE and give --bundle"

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from cris_deploy.cli import guarded
+from cris_deploy.documents import plain
 from cris_deploy.errors import InputError
 from cris_train.evaluation.metrics import PRECISION_NAMES
 
@@ -132,8 +133,6 @@ def run(config: TrainConfig, report: Callable[[str], None] = print) -> Iterator[
 
 def to_json(config: TrainConfig, results: Sequence[CornerResult]) -> dict[str, Any]:
     """The recipe and all results as plain values."""
-    from cris_train.settings import plain
-
     return {
         "recipe": plain(config),
         "corners": [

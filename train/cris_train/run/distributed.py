@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, distributed
 
 from cris_deploy.errors import BackendError, TrainingError
-from cris_train.run.recipe import DeviceChoice, Precision
+from cris_deploy.execution.backends import Compute
+from cris_train.run.recipe import DeviceChoice
 
 T = TypeVar("T")
 
@@ -63,7 +64,7 @@ class Place:
 
 
 @contextmanager
-def joined(choice: DeviceChoice, precision: Precision) -> Iterator[Place]:
+def joined(choice: DeviceChoice, precision: Compute) -> Iterator[Place]:
     """Take this process's place: alone, or among those torchrun started.
 
     The process group is NCCL's on CUDA and gloo's on CPUs.
@@ -119,10 +120,10 @@ def _device(choice: DeviceChoice, local: int) -> tuple[torch.device, str]:
     return torch.device("cuda", local), " (auto)" if choice is DeviceChoice.AUTO else ""
 
 
-def _check(device: torch.device, precision: Precision) -> None:
+def _check(device: torch.device, precision: Compute) -> None:
     if (
         device.type == "cuda"
-        and precision is Precision.BF16
+        and precision is Compute.BF16
         and not torch.cuda.is_bf16_supported(including_emulation=False)
     ):
         raise BackendError(

@@ -18,7 +18,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cris_deploy.errors import TrainingError
+from cris_deploy.execution.backends import Compute
 from cris_train import checkpoint
+from cris_train.autocast import AUTOCAST
 from cris_train.data.batch import Batch
 from cris_train.model import Cris
 from cris_train.model.pretrained import load_clip
@@ -26,11 +28,10 @@ from cris_train.run.course import Course, parts_of
 from cris_train.run.distributed import Place
 from cris_train.run.losses import TextToPixelLoss
 from cris_train.run.optim import optimizer, rate_factor
-from cris_train.run.recipe import Precision, TrainConfig
+from cris_train.run.recipe import TrainConfig
 from cris_train.run.recompute import recompute_activations
 from cris_train.run.sync_norm import synchronised
 
-AUTOCAST = {Precision.FP32: None, Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
 # Below this the gradients overflow float16 without being scaled up at all.
 LEAST_SCALE = 1.0
 
@@ -71,7 +72,7 @@ class Learner:
         factor = rate_factor(config, course.steps, course.steps_per_epoch[0])
         self.scheduler = LambdaLR(self.optimizer, factor)
         self.scaler = torch.amp.GradScaler(
-            place.device.type, enabled=config.precision is Precision.FP16
+            place.device.type, enabled=config.precision is Compute.FP16
         )
         self._loss = TextToPixelLoss()
         self._forward: nn.Module = self.model

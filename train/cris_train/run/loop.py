@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from cris_deploy.documents import plain
 from cris_deploy.errors import InputError, TrainingError
 from cris_deploy.files import write_whole
 from cris_train.data.batch import Batch
@@ -28,7 +29,6 @@ from cris_train.run.distributed import Place, joined
 from cris_train.run.learner import Learner, NotFiniteError
 from cris_train.run.logbook import Logbook
 from cris_train.run.recipe import TrainConfig
-from cris_train.settings import plain
 
 RECIPE = "recipe.yaml"
 
