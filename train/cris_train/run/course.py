@@ -132,7 +132,8 @@ def _feed(
         workers=config.workers,
         skip_broken=config.skip_broken,
     )
-    return Feed(data, plan, rank=place.rank, world=place.world)
+    pin_memory = place.device.type == "cuda"
+    return Feed(data, plan, rank=place.rank, world=place.world, pin_memory=pin_memory)
 
 
 def parts_of(batch: Batch, parts: int) -> list[Batch]:
