@@ -18,7 +18,7 @@ import torch
 
 from cris_deploy import Engine
 from cris_deploy.bundle.reading import Bundle, GraphName, Precision
-from cris_deploy.errors import CheckpointError, InputError, ParityError
+from cris_deploy.errors import InputError, ParityError
 from cris_deploy.pixels import image as images
 from cris_deploy.pixels.mask import mask_from_logits
 from cris_deploy.proof.check import check
@@ -27,6 +27,7 @@ from cris_deploy.words.tokenizer import Tokenizer
 from cris_export.cli import main as cli
 from cris_export.export import ExportOptions, ExportReport, export
 from cris_train import checkpoint
+from cris_train.errors import CheckpointError
 from cris_train.model import Cris, CrisConfig
 from tests.helpers.models import randomised
 from tests.helpers.tiny_bundle import rehash

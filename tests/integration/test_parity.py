@@ -14,7 +14,7 @@ import torch
 
 from cris_deploy.bundle.manifest import Route
 from cris_deploy.bundle.reading import WEIGHTS, Bundle, GraphName, Precision
-from cris_deploy.errors import CheckpointError, ParityError
+from cris_deploy.errors import ParityError
 from cris_deploy.execution.backends import winograd
 from cris_deploy.proof.check import check
 from cris_deploy.proof.gate import Bound
@@ -24,6 +24,7 @@ from cris_export.cli import main as cli
 from cris_export.export import ExportOptions, export
 from cris_export.proof import samples
 from cris_train import checkpoint
+from cris_train.errors import CheckpointError
 from cris_train.model import Cris, CrisConfig
 from tests.helpers.models import randomised
 from tests.helpers.tiny_bundle import rehash

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from cris_deploy.documents import convert, plain
-from cris_deploy.errors import CheckpointError
 from cris_deploy.files import replacing
+from cris_train.errors import CheckpointError
 from cris_train.model import Cris, CrisConfig
 
 PREFIX = "module."

@@ -12,10 +12,10 @@ from cris_deploy.files import write_whole
 from cris_train.evaluation.report import (
     PAPER_VAL,
     EvalReport,
-    Kind,
     KindScore,
     LeftOut,
     Measured,
+    MeasuredKind,
     SplitScore,
     compare,
     paper_score,
@@ -25,7 +25,7 @@ from cris_train.evaluation.report_text import describe, markdown, table
 
 PRECISION = {"Pr@50": 0.9, "Pr@60": 0.8, "Pr@70": 0.7, "Pr@80": 0.6, "Pr@90": 0.5}
 CHECKPOINT = Measured(
-    kind=Kind.CHECKPOINT,
+    kind=MeasuredKind.CHECKPOINT,
     name="scenes.pth",
     sha256="ab" * 32,
     checkpoint_sha256="ab" * 32,
@@ -39,7 +39,7 @@ CHECKPOINT = Measured(
     device="cpu",
     precision="fp32",
 )
-BUNDLE = replace(CHECKPOINT, kind=Kind.BUNDLE, name="x.bundle", stored="fp16", parity=True)
+BUNDLE = replace(CHECKPOINT, kind=MeasuredKind.BUNDLE, name="x.bundle", stored="fp16", parity=True)
 VAL = SplitScore("val", 3, 5, 9, 0.5, 0.625, PRECISION, {"plain": KindScore(4, 0.75)})
 
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from cris_deploy.documents import plain
-from cris_deploy.errors import CheckpointError, InputError
+from cris_deploy.errors import InputError
 from cris_train import checkpoint
+from cris_train.errors import CheckpointError
 from cris_train.model import Cris, CrisConfig
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from cris_deploy.errors import CheckpointError, InputError
+from cris_deploy.errors import InputError
+from cris_train.errors import CheckpointError
 from cris_train.model import TABLE_1, Cris, CrisConfig
 from cris_train.model.backbone import DenseAttentionPool
 from cris_train.model.positions import coordinates, pixels_code, words_code

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from cris_deploy.errors import DataError, ImageError, InputError, TrainingError
+from cris_deploy.errors import DataError, ImageError, InputError
 from cris_deploy.execution.backends import Compute
 from cris_train import checkpoint
+from cris_train.errors import TrainingError
 from cris_train.model import Cris, CrisConfig
 from cris_train.run.learner import Learner
 from cris_train.run.logbook import LOG_COLUMNS

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from cris_deploy.errors import CheckpointError, CrisError, InputError, TrainingError
+from cris_deploy.errors import CrisError, InputError
 from cris_deploy.execution.backends import Compute
 from cris_train import checkpoint
+from cris_train.errors import CheckpointError, TrainingError
 from cris_train.model import Cris, CrisConfig
 from cris_train.run import state
 from cris_train.run.learner import Learner

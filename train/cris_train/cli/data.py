@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from cris_deploy.cli import guarded
 
 if TYPE_CHECKING:
-    from cris_train.data.check import Count, Report
+    from cris_train.data.check import Counts, Report
     from cris_train.data.speed import Speed
 
 GENERATED = 300  # pictures for `speed` without a data set
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check = commands.add_parser(
         "check",
         help="count, compare with the published figures, say what is missing",
-        description="Count images, objects and expressions, compare with the published figures, "
+        description="Counts images, objects and expressions, compare with the published figures, "
         "and say what is missing. Exit 0: whole; 1: faults; 2: no data set.",
     )
     check.add_argument("data", type=Path, metavar="DIR", help="folder of the data set")
@@ -98,7 +98,7 @@ def _table(report: Report) -> str:
     return "\n".join([*lines, "whole" if report.whole else "not whole"])
 
 
-def _row(count: Count) -> str:
+def _row(count: Counts) -> str:
     cells = (
         (count.images, 10),
         (count.objects, 10),

@@ -27,7 +27,14 @@ from cris_train.autocast import AUTOCAST
 from cris_train.data.refer import ReferImage, pick
 from cris_train.data.splits import open_splits
 from cris_train.evaluation.evaluate import Outcome, Segmenter, evaluate
-from cris_train.evaluation.report import EvalReport, Kind, KindScore, LeftOut, Measured, SplitScore
+from cris_train.evaluation.report import (
+    EvalReport,
+    KindScore,
+    LeftOut,
+    Measured,
+    MeasuredKind,
+    SplitScore,
+)
 from cris_train.evaluation.segmenters import EngineSegmenter, TorchSegmenter
 from cris_train.synthetic.refer_files import KINDS_FILE
 
@@ -203,7 +210,7 @@ def _opened(options: EvalOptions) -> Iterator[tuple[Segmenter, Measured, float]]
         info, path = engine.info, options.bundle
         parity = Bundle.open(path, verify=False).manifest.parity
         measured = Measured(
-            kind=Kind.BUNDLE,
+            kind=MeasuredKind.BUNDLE,
             name=path.resolve().name,
             sha256=hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest(),
             checkpoint_sha256=info.model.checkpoint_sha256,
@@ -234,7 +241,7 @@ def _open_checkpoint(options: EvalOptions, path: Path) -> tuple[TorchSegmenter, 
         model, threshold=threshold, device=device.value, autocast=AUTOCAST[precision]
     )
     measured = Measured(
-        kind=Kind.CHECKPOINT,
+        kind=MeasuredKind.CHECKPOINT,
         name=path.name,
         sha256=loaded.sha256,
         checkpoint_sha256=loaded.sha256,

@@ -16,7 +16,7 @@ from cris_train.evaluation.metrics import PRECISION_NAMES
 FORMAT: Final = 1
 
 
-class Kind(StrEnum):
+class MeasuredKind(StrEnum):
     """What can be measured."""
 
     CHECKPOINT = "checkpoint"
@@ -46,7 +46,7 @@ class Measured:
             for a checkpoint.
     """
 
-    kind: Kind
+    kind: MeasuredKind
     name: str
     sha256: str
     checkpoint_sha256: str
@@ -65,7 +65,7 @@ class Measured:
     @property
     def mark(self) -> str | None:
         """What a reader of the numbers has to know about the bundle, or None."""
-        if self.kind is Kind.CHECKPOINT or self.parity:
+        if self.kind is MeasuredKind.CHECKPOINT or self.parity:
             return None
         if self.parity is None:
             return "the bundle has no record of a parity gate: run cris-export --check"
@@ -170,7 +170,7 @@ def read_report(path: str | Path) -> EvalReport:
             )
         given = {field.name: document[field.name] for field in dataclasses.fields(EvalReport)}
         given["measured"] = Measured(
-            **{**given["measured"], "kind": Kind(given["measured"]["kind"])}
+            **{**given["measured"], "kind": MeasuredKind(given["measured"]["kind"])}
         )
         given["splits"] = tuple(_read_score(score) for score in given["splits"])
         return EvalReport(**given)

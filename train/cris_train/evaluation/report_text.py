@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cris_train.evaluation.metrics import PRECISION_NAMES
-from cris_train.evaluation.report import Difference, EvalReport, Kind, paper_score
+from cris_train.evaluation.report import Difference, EvalReport, MeasuredKind, paper_score
 
 _METRICS = ("mIoU", "oIoU", *PRECISION_NAMES)
 _SHOWN = 20  # left-out pictures that are named; JSON has all
@@ -55,7 +55,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _subject(report: EvalReport) -> str:
     what = report.measured
-    stored = f"{what.stored} " if what.kind is Kind.BUNDLE else ""
+    stored = f"{what.stored} " if what.kind is MeasuredKind.BUNDLE else ""
     head = "contrastive head" if what.contrastive else "plain head"
     lines = [
         f"{stored}{what.kind} {what.name} (sha256 {what.sha256[:12]}): {what.architecture}, "

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cris_deploy.errors import CheckpointError, InputError
+from cris_deploy.errors import InputError
+from cris_train.errors import CheckpointError
 
 # CLIP's convention for both its ResNets and its text transformer: 64 channels to a head.
 CLIP_HEAD_WIDTH = 64

@@ -11,8 +11,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, distributed
 
-from cris_deploy.errors import BackendError, TrainingError
+from cris_deploy.errors import BackendError
 from cris_deploy.execution.backends import Compute
+from cris_train.errors import TrainingError
 from cris_train.run.recipe import DeviceChoice
 
 T = TypeVar("T")
@@ -22,7 +23,7 @@ TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 
 
 @dataclass(frozen=True)
-class Place:
+class Process:
     """A training process among its like.
 
     Attributes:
@@ -64,7 +65,7 @@ class Place:
 
 
 @contextmanager
-def joined(choice: DeviceChoice, precision: Compute) -> Iterator[Place]:
+def joined(choice: DeviceChoice, precision: Compute) -> Iterator[Process]:
     """Take this process's place: alone, or among those torchrun started.
 
     The process group is NCCL's on CUDA and gloo's on CPUs.
@@ -77,16 +78,16 @@ def joined(choice: DeviceChoice, precision: Compute) -> Iterator[Place]:
     device, why = _device(choice, local)
     _check(device, precision)
     alone = "" if world == 1 else f", {world} processes"
-    place = Place(device, rank, world, f"device: {_name(device)}{why}{alone}")
+    process = Process(device, rank, world, f"device: {_name(device)}{why}{alone}")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world == 1:
-        yield place
+        yield process
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
     distributed.init_process_group(backend, device_id=device if backend == "nccl" else None)
     # Not after an error: the others wait in a collective then, until torchrun ends them.
-    yield place
+    yield process
     distributed.destroy_process_group()
 
 

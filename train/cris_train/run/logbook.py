@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 from tqdm import tqdm
 
-from cris_deploy.errors import TrainingError
+from cris_train.errors import TrainingError
 from cris_train.evaluation.metrics import PRECISION_NAMES, MaskMetrics
 from cris_train.evaluation.sheet import Tile, picture_sheet, write_sheet
 

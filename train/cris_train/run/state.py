@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cris_deploy.documents import plain
-from cris_deploy.errors import CheckpointError, TrainingError
 from cris_train import checkpoint
+from cris_train.errors import CheckpointError, TrainingError
 from cris_train.run.course import Course
 from cris_train.run.learner import Learner
 from cris_train.run.recipe import TrainConfig
