@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cris_deploy.cli import guarded
+from cris_deploy.cli.tables import to_text
 
 if TYPE_CHECKING:
     from cris_train.data.check import Counts, Report
     from cris_train.data.speed import Speed
 
 GENERATED = 300  # pictures for `speed` without a data set
+_COUNTED = ("images", "objects", "expressions")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,38 +75,29 @@ def _check(args: argparse.Namespace) -> int:
             open_pictures=args.pictures,
             tick=tick,
         )
-    print(json.dumps(_as_json(report), indent=2) if args.json else _table(report))
+    values = {**dataclasses.asdict(report), "whole": report.whole}
+    print(json.dumps(values, indent=2, default=str) if args.json else _table(report))
     return 0 if report.whole else 1
 
 
-def _as_json(report: Report) -> dict[str, object]:
-    values = dataclasses.asdict(report)
-    values["root"] = str(report.root)
-    values["missing"] = [str(path) for path in report.missing]
-    values["whole"] = report.whole
-    return values
-
-
 def _table(report: Report) -> str:
-    compared = bool(report.published)
-    head = f"{'split':<8}{'images':>10}{'objects':>10}{'expressions':>13}"
-    lines = [head + (f"   published ({report.name})" if compared else "")]
-    for split, count in report.counts.items():
-        lines.append(f"{split:<8}{_row(count)}")
-        if split in report.published:
-            lines[-1] += f"  {_row(report.published[split])}"
+    columns, rows = ["split", *_COUNTED], []
+    if report.published:
+        columns += [f"published ({report.name}): {_COUNTED[0]}", *_COUNTED[1:]]
+    for split, counts in report.counts.items():
+        beside = [report.published.get(split)] if report.published else []
+        rows.append([split, *_cells(counts), *(cell for c in beside for cell in _cells(c))])
+    lines = [to_text(columns, rows)]
     lines += [f"fault: {fault}" for fault in report.faults]
     lines += [f"note: {note}" for note in report.notes]
     return "\n".join([*lines, "whole" if report.whole else "not whole"])
 
 
-def _row(count: Counts) -> str:
-    cells = (
-        (count.images, 10),
-        (count.objects, 10),
-        (count.expressions, 13),
-    )
-    return "".join(f"{'-' if n is None else format(n, ','):>{width}}" for n, width in cells)
+def _cells(counts: Counts | None) -> list[str]:
+    if counts is None:
+        return [""] * len(_COUNTED)
+    numbers = (getattr(counts, name) for name in _COUNTED)
+    return ["-" if number is None else f"{number:,}" for number in numbers]
 
 
 def _speed(args: argparse.Namespace) -> int:
@@ -141,10 +134,9 @@ def _profile(speed: Speed) -> str:
         f"{speed.images_per_batch}, files of {speed.mean_bytes / 1e3:,.0f} kB)",
         "milliseconds of one core for a sample:",
     ]
-    lines += [
-        f"  {step:<17}{spent:7.3f}  {spent / total:6.1%}" for step, spent in speed.steps.items()
-    ]
-    return "\n".join([*lines, f"  {'sum':<17}{total:7.3f}"])
+    rows = [(step, f"{spent:.3f}", f"{spent / total:.1%}") for step, spent in speed.steps.items()]
+    table = to_text(("step", "ms", "share"), [*rows, ("sum", f"{total:.3f}", "")])
+    return "\n".join([*lines, table])
 
 
 if __name__ == "__main__":

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cris_deploy.cli import guarded
+from cris_deploy.documents import to_json
 from cris_deploy.execution.backends import AUTO, BackendName, Compute, Device
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def _json(report: EvalReport, differences: Sequence[Difference]) -> str:
     document = report.to_json()
     if differences:
         document["difference_in_points"] = {d.split: dict(d.points) for d in differences}
-    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    return to_json(document)
 
 
 def _parser() -> argparse.ArgumentParser:

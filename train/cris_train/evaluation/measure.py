@@ -251,7 +251,7 @@ def _open_checkpoint(options: EvalOptions, path: Path) -> tuple[TorchSegmenter, 
         input_size=config.input_size,
         word_len=config.word_len,
         backend="pytorch",
-        backend_version=torch.__version__,
+        backend_version=str(torch.__version__),
         device=device.value,
         precision=precision.value,
     )

@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from cris_deploy.cli import guarded
-from cris_deploy.documents import plain
+from cris_deploy.cli import guarded, tables
+from cris_deploy.documents import plain, to_json
 from cris_deploy.errors import InputError
 from cris_train.evaluation.metrics import PRECISION_NAMES
 
@@ -131,7 +130,7 @@ def run(config: TrainConfig, report: Callable[[str], None] = print) -> Iterator[
         yield run_corner(config, corner, report)
 
 
-def to_json(config: TrainConfig, results: Sequence[CornerResult]) -> dict[str, Any]:
+def to_document(config: TrainConfig, results: Sequence[CornerResult]) -> dict[str, Any]:
     """The recipe and all results as plain values."""
     return {
         "recipe": plain(config),
@@ -151,8 +150,6 @@ def to_json(config: TrainConfig, results: Sequence[CornerResult]) -> dict[str, A
 
 def to_markdown(results: Sequence[CornerResult]) -> str:
     """The table: metrics in points of 100, of the validation split; the highest mIoU is bold."""
-    from cris_train.evaluation.report_text import table
-
     best = max(result.report.splits[0].mean_iou for result in results)
     rows = []
     for result in results:
@@ -174,10 +171,11 @@ def to_markdown(results: Sequence[CornerResult]) -> str:
     head = ("contrastive", "decoder", *_METRICS, "parameters", "training")
     first = results[0]
     score = first.report.splits[0]
-    return (
-        f"{table(head, rows)}\n\n{score.expressions:,} expressions of {score.images:,} pictures of "
-        f"{first.report.data} {score.split}; each model saw {first.expressions:,} expressions.\n"
+    remark = (
+        f"{score.expressions:,} expressions of {score.images:,} pictures of {first.report.data} "
+        f"{score.split}; each model saw {first.expressions:,} expressions."
     )
+    return f"{tables.to_markdown(head, rows)}\n\n{remark}\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -202,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for result in run(config, lambda line: print(line, flush=True)):
             results.append(result)
             # After every corner: hours of training should not depend on the last one.
-            document = json.dumps(to_json(config, results), indent=2) + "\n"
+            document = to_json(to_document(config, results))
             write_whole(folder / "ablation.json", document.encode())
             write_whole(folder / "ablation.md", to_markdown(results).encode())
         print(f"\n{to_markdown(results)}\n{folder / 'ablation.md'}")
