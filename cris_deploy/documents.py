@@ -108,13 +108,20 @@ def convert(
 
 def to_json(value: object) -> str:
     """Write a document, indented, fields in their order; a number that is not finite is null."""
-    text: bytes = msgspec.json.format(msgspec.json.encode(value), indent=2)
+    text: bytes = msgspec.json.format(msgspec.json.encode(plain(value)), indent=2)
     return text.decode() + "\n"
 
 
 def plain(value: object) -> Any:
     """Give dataclasses, enumerations and tuples as dicts, text, numbers and lists."""
-    return msgspec.msgpack.decode(msgspec.msgpack.encode(value))  # to_builtins leaves tuples
+    # msgspec's own way leaves tuples, and leaves out what `convert` left at a class's default.
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {each.name: plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {plain(name): plain(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(entry) for entry in value]
+    return value.value if isinstance(value, enum.Enum) else value
 
 
 def _ended(sentence: str, remedy: str) -> str:

@@ -64,6 +64,17 @@ def test_back_and_forth() -> None:
     assert documents.to_json(document).startswith('{\n  "format": 1,\n  "files": {\n    "é.onnx"')
 
 
+def test_what_is_not_given_is_written_with_its_default() -> None:
+    @dataclass(frozen=True)
+    class WithoutSlots:
+        given: int
+        left: tuple[int, ...] = (2,)
+
+    found = documents.convert(WithoutSlots, {"given": 1}, "x.json")
+    assert documents.plain(found) == {"given": 1, "left": [2]}
+    assert json.loads(documents.to_json(found)) == {"given": 1, "left": [2]}
+
+
 def test_numbers_that_are_not_finite_are_written_as_null() -> None:
     assert json.loads(documents.to_json({"error": math.nan})) == {"error": None}
 

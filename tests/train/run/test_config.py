@@ -192,6 +192,7 @@ def test_plain_values_and_back() -> None:
         "fp32",
     )
     assert values["lessons"] == [{"samples": 9, "max_words": None, "input_size": None}]
+    assert plain(convert(TrainConfig, {"seed": 1}, "here")) == plain(TrainConfig(seed=1))
     other = plain(TrainConfig(model=CrisConfig(decoder_layers=2)))
     found = differences(other, plain(TrainConfig(seed=1)))
     assert found == {"model.decoder_layers": (2, 3), "seed": (0, 1)}
