@@ -14,7 +14,7 @@ from enum import Enum, Flag, auto
 from functools import cache, lru_cache
 from itertools import pairwise
 from types import ModuleType
-from typing import Final, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import cv2
 import numpy as np
@@ -27,9 +27,6 @@ from cris_deploy.pixels.image import Letterbox
 Mask: TypeAlias = NDArray[np.bool_]
 Box: TypeAlias = tuple[int, int, int, int]
 Logits: TypeAlias = NDArray[np.float32] | NDArray[np.float16]
-
-THRESHOLD: Final = 0.35
-"""The reference's: a pixel belongs to the mask above this probability. A bundle states its own."""
 
 _EXTENSION = "cris_deploy._kernels"
 _INTERFACE = 1  # what this file expects of the extension; raised with it

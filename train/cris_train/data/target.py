@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from cris_deploy.pixels import image as images
-from cris_deploy.pixels.mask import THRESHOLD
 
-# At an object's edge, where a cell is half covered, a soft target takes the value above which the
-# mask step calls a pixel the object's: 0.5 ** EDGE_POWER = THRESHOLD.
+# The paper and the reference cut probabilities here: above it the mask step calls a pixel the
+# object's. At an object's edge, where a cell is half covered, a soft target takes this value:
+# 0.5 ** EDGE_POWER = THRESHOLD.
+THRESHOLD = 0.35
 EDGE_POWER = math.log(THRESHOLD) / math.log(0.5)
 # Radius of the cell of 4x4 input pixels that a target value stands for, as a Gaussian's sigma.
 CELL_SIGMA = 1.3

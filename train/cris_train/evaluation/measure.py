@@ -21,11 +21,11 @@ from cris_deploy.engine import Engine
 from cris_deploy.errors import BackendError, CrisError, DataError, InputError
 from cris_deploy.execution.backends import AUTO, Compute, Device
 from cris_deploy.machine.versions import versions_of
-from cris_deploy.pixels.mask import THRESHOLD
 from cris_train import checkpoint as checkpoints
 from cris_train.autocast import AUTOCAST
 from cris_train.data.refer import ReferImage, pick
 from cris_train.data.splits import open_splits
+from cris_train.data.target import THRESHOLD
 from cris_train.evaluation.evaluate import Outcome, Segmenter, evaluate
 from cris_train.evaluation.report import (
     EvalReport,

@@ -13,10 +13,9 @@ from msgspec import Meta
 from cris_deploy.documents import Count, Positive, Share, convert
 from cris_deploy.errors import InputError
 from cris_deploy.execution.backends import Compute
-from cris_deploy.pixels.mask import THRESHOLD
 from cris_train.autocast import AUTOCAST
 from cris_train.data.feed import Draw
-from cris_train.data.target import TargetSampling
+from cris_train.data.target import THRESHOLD, TargetSampling
 from cris_train.model import CrisConfig
 from cris_train.settings import read_values
 
