@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cris_deploy.cli import guarded
+from cris_deploy.cli import Parser, guarded
 from cris_deploy.cli.tables import to_text
 
 if TYPE_CHECKING:
@@ -24,13 +24,21 @@ _COUNTED = ("images", "objects", "expressions")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse and look. Exit 0, 1 for a data set with faults, 2 for unusable input."""
-    parser = argparse.ArgumentParser(prog="cris-data", description="Look a data set over.")
+    parser = Parser(
+        prog="cris-data",
+        description="Look a data set over.",
+        examples=("cris-data check data/refcoco", "cris-data speed data/refcoco --workers 2"),
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser(
         "check",
         help="count, compare with the published figures, say what is missing",
         description="Counts images, objects and expressions, compare with the published figures, "
         "and say what is missing. Exit 0: whole; 1: faults; 2: no data set.",
+        examples=(
+            "cris-data check data/refcoco --images coco/train2014",
+            "cris-data check data/scenes --pictures --json",
+        ),
     )
     check.add_argument("data", type=Path, metavar="DIR", help="folder of the data set")
     check.add_argument("--name", metavar="NAME", help="refcoco, refcoco+ or refcocog (DIR's name)")
@@ -40,6 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="samples per second from files, and where the time goes",
         description="Measure the loader: pictures with one expression each, from files to batches. "
         "Without DIR on generated pictures of COCO's size (640x480 JPEGs).",
+        examples=(
+            "cris-data speed --workers 2 --seconds 20",
+            "cris-data speed data/refcoco --images coco/train2014 --size 416 --batch 64",
+        ),
     )
     speed.add_argument("data", type=Path, nargs="?", metavar="DIR", help="folder of the data set")
     speed.add_argument("--split", default="train", help="name of the split (train)")

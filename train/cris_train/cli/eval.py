@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cris_deploy.cli import guarded
+from cris_deploy.cli import Parser, guarded
 from cris_deploy.documents import to_json
 from cris_deploy.execution.backends import AUTO, BackendName, Compute, Device
 
@@ -87,10 +87,14 @@ def _json(report: EvalReport, differences: Sequence[Difference]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="cris-eval",
         description="Measure a checkpoint or a bundle at image size, on all expressions of all "
         "objects: mIoU, oIoU, Pr@50 to Pr@90.",
+        examples=(
+            "cris-eval --ckpt best.pth --data data/refcoco --split val,testA --output report/",
+            "cris-eval --bundle refcoco.bundle --data data/refcoco --compare report/report.json",
+        ),
     )
     what = parser.add_argument_group("what to measure (one of the two)")
     what.add_argument("--ckpt", type=Path, metavar="FILE", help="a checkpoint, in PyTorch")

@@ -9,7 +9,6 @@ on it. A run that was stopped goes on where it was when the command is given aga
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from cris_deploy.cli import guarded, tables
+from cris_deploy.cli import Parser, guarded, tables
 from cris_deploy.documents import plain, to_json
 from cris_deploy.errors import InputError
 from cris_train.evaluation.metrics import PRECISION_NAMES
@@ -180,9 +179,13 @@ def to_markdown(results: Sequence[CornerResult]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, train four models, write ablation.json and ablation.md. Exit 0, or 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m cris_train.run.ablation",
+    parser = Parser(
+        prog="cris_train.run.ablation",
         description="Table 1's ablation: contrastive head yes or no, decoder yes or no.",
+        examples=(
+            "python -m cris_train.run.ablation --config train/configs/ablation.yaml",
+            "python -m cris_train.run.ablation --config train/configs/ablation.yaml seed=1",
+        ),
     )
     parser.add_argument("--config", type=Path, required=True, metavar="YAML", help="the recipe")
     parser.add_argument(
