@@ -1,7 +1,8 @@
 """Arguments of the public API: a wrong type or range is an InputError that says what to give."""
 
+import math
 import os
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Final
 
@@ -31,12 +32,13 @@ def flag(name: str, value: object) -> bool:
 
 
 def fraction_or_none(name: str, value: object, none: str) -> float | None:
-    """Give a number from 0 to 1, or None, which stands for `none`."""
+    """Give a number from 0 to 1, also one of NumPy's, or None, which stands for `none`."""
     if value is None:
         return None
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 1:
+    number = float(value) if isinstance(value, Real) else math.nan
+    if isinstance(value, bool) or not 0 <= number <= 1:
         raise InputError(f"{name} is {shown(value)}: give 0 to 1, or None for {none}")
-    return float(value)
+    return number
 
 
 def path(name: str, value: object, remedy: str) -> Path:

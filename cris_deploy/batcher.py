@@ -15,9 +15,8 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Condition, Thread
 from types import TracebackType
@@ -122,7 +121,6 @@ class Batcher:
         limits: Of batches and of what waits; None takes `Limits.of` the engine's device.
         workers: Batches that may run at once; None for the engine's streams.
         decode_threads: Images that are decoded at once.
-        on_run: Told of every run: "encode" (images) or "segment" (pairs), seconds, how many.
     """
 
     def __init__(
@@ -132,7 +130,6 @@ class Batcher:
         *,
         workers: int | None = None,
         decode_threads: int = 4,
-        on_run: Callable[[str, float, int], None] | None = None,
     ) -> None:
         info = engine.info if isinstance(engine, Engine) else None
         if workers is None:
@@ -142,7 +139,6 @@ class Batcher:
             "decode_threads", decode_threads, 1, arguments.MOST_THREADS
         )
         self._steps: Final = engine.pipeline if isinstance(engine, Engine) else engine
-        self._on_run: Final = on_run
         self.limits: Final = limits or Limits.of(Device.CPU if info is None else info.device)
         self._changed: Final = Condition()
         self._queue: deque[_Waiting] = deque()
@@ -164,13 +160,14 @@ class Batcher:
         expression: str | Sequence[str],
         *,
         timeout: float | None = None,
+        threshold: float | None = None,
     ) -> "Future[list[Segmentation]]":
         """Ask for the masks of one image, and go on: the future has one result per expression.
 
         A future that is cancelled, or whose `timeout` in seconds is over before a run with it
         begins, costs no run; the second has an EngineTimeoutError. It has what `Engine.segment`
         raises for a bad image. `image`, or what `Steps.prepare` made of it, must not be changed
-        until then.
+        until then. `threshold` is as in `Engine.segment`; requests that differ in it share runs.
 
         Raises:
             BusyError: too much is waiting.
@@ -179,7 +176,7 @@ class Batcher:
         """
         if timeout is not None and not 0 < timeout < math.inf:
             raise InputError(f"timeout is {timeout}: give seconds above 0, or None for no end")
-        prompts = self._steps.read_expressions(expression)
+        prompts = self._steps.read_expressions(expression, threshold)
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         request = _Request(Future(), prompts, deadline, timeout)
         with self._changed:
@@ -200,7 +197,12 @@ class Batcher:
 
     @overload
     async def segment(  # type: ignore[overload-overlap]
-        self, image: ImageInput | Picture, expression: str, *, timeout: float | None = None
+        self,
+        image: ImageInput | Picture,
+        expression: str,
+        *,
+        timeout: float | None = None,
+        threshold: float | None = None,
     ) -> Segmentation: ...
     @overload
     async def segment(
@@ -209,6 +211,7 @@ class Batcher:
         expression: Sequence[str],
         *,
         timeout: float | None = None,
+        threshold: float | None = None,
     ) -> list[Segmentation]: ...
     async def segment(
         self,
@@ -216,13 +219,14 @@ class Batcher:
         expression: str | Sequence[str],
         *,
         timeout: float | None = None,
+        threshold: float | None = None,
     ) -> Segmentation | list[Segmentation]:
         """Segment as `Engine.segment` does, from a coroutine; cancelling it cancels the request.
 
         Raises what `submit` and its future do; an EngineTimeoutError comes on time, also while a
         run is under way.
         """
-        future = self.submit(image, expression, timeout=timeout)
+        future = self.submit(image, expression, timeout=timeout, threshold=threshold)
         end = None
         if timeout is not None:
             loop = asyncio.get_running_loop()
@@ -342,8 +346,8 @@ class Batcher:
 
     def _run(self, pictures: dict[PixelKey, Picture], parts: list[_Part]) -> None:
         try:
-            with self._counted("image", "encode", len(pictures)):
-                encoded = self._steps.encode_pictures(list(pictures.values()))
+            encoded = self._steps.encode_pictures(list(pictures.values()))
+            self._count("image", len(encoded))
             parts = [part for part in parts if not _given_up(part.request)]
             scenes = dict(zip(pictures, encoded, strict=True))
             # Side by side what has one image: its features are given to the graph once.
@@ -351,10 +355,10 @@ class Batcher:
             pairs = [(scenes[part.key], prompt) for part in by_image for prompt in part.prompts]
             if not pairs:
                 return
-            with self._counted("pair", "segment", len(pairs)):
-                decoded = self._steps.decode_masks(
-                    [scene for scene, _ in pairs], [prompt for _, prompt in pairs]
-                )
+            decoded = self._steps.decode_masks(
+                [scene for scene, _ in pairs], [prompt for _, prompt in pairs]
+            )
+            self._count("pair", len(pairs))
             masks = zip(decoded, (prompt for _, prompt in pairs), strict=True)
             found = iter([Segmentation.of(*item) for item in masks])
         except Exception as error:
@@ -368,16 +372,10 @@ class Batcher:
             if len(request.results) == len(request.prompts):
                 _settle(request.future, [request.results[i] for i in range(len(request.prompts))])
 
-    @contextmanager
-    def _counted(self, what: str, stage: str, size: int) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        seconds = time.perf_counter() - began
+    def _count(self, what: str, size: int) -> None:
         with self._changed:
             self._counts[f"{what}_runs"] += 1
             self._counts[f"{what}s"] += size
-        if self._on_run is not None:
-            self._on_run(stage, seconds, size)
 
 
 def _given_up(request: _Request) -> bool:

@@ -4,19 +4,23 @@ This is what a user calls. The steps behind it are in `execution.pipeline`.
 """
 
 import logging
+import string
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Literal, overload
 
+import numpy as np
+
 from cris_deploy import arguments
 from cris_deploy.bundle.reading import Bundle
 from cris_deploy.errors import CrisError, InputError
 from cris_deploy.execution.backends import AUTO, load_graphs
-from cris_deploy.execution.pipeline import STAGES, Pipeline, check_interfaces
+from cris_deploy.execution.pipeline import STAGES, OnStage, Pipeline, check_interfaces
+from cris_deploy.execution.steps import Picture
 from cris_deploy.pixels.image import MAX_PIXELS, ImageInput
-from cris_deploy.results.engine_info import EngineInfo
+from cris_deploy.results.engine_info import CacheInfo, EngineInfo, MemoryUse, memory_use
 from cris_deploy.results.scene import Scene, segment_prompts
 from cris_deploy.results.segmentation import Segmentation
 from cris_deploy.words.tokenizer import Tokenizer
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     from cris_deploy.results.device_segmentation import DeviceSegmentation
 
 _log = logging.getLogger("cris_deploy")
+_LETTERS: Final = string.ascii_lowercase
 
 
 class Engine:
@@ -51,6 +56,9 @@ class Engine:
         computer's processor. Whoever wrote the plan then runs code in this process.
     timeout: seconds that any one wait may take (for a free stream, for what a GPU computes), then
         it ends with an EngineTimeoutError; None waits for as long as it takes.
+    on_stage: called after every run of a stage, in the thread that ran it: the stage's `GraphName`,
+        seconds with copies, waits and (mask decoder) the mask step, and how many images,
+        expressions or pairs it had. What a cache gave is no run. It must not raise.
     """
 
     def __init__(
@@ -72,6 +80,7 @@ class Engine:
         trust_plans: bool = False,
         allow_plan_code: bool = False,
         timeout: float | None = None,
+        on_stage: OnStage | None = None,
     ) -> None:
         arguments.flag("cache", cache)
         image_cache = arguments.whole("image_cache", image_cache, 0)
@@ -107,6 +116,7 @@ class Engine:
             image_cache=image_cache if cache else 0,
             text_cache=text_cache if cache else 0,
             max_pixels=max_pixels,
+            on_stage=on_stage,
         )
         """The steps behind the calls, for what is built on an engine."""
         self.max_pixels: Final = max_pixels
@@ -133,20 +143,40 @@ class Engine:
 
     @overload
     def segment(  # type: ignore[overload-overlap]
-        self, image: ImageInput, expression: str
+        self,
+        image: ImageInput,
+        expression: str,
+        *,
+        threshold: float | None = None,
+        probabilities: bool = False,
     ) -> Segmentation: ...
     @overload
-    def segment(self, image: ImageInput, expression: Sequence[str]) -> list[Segmentation]: ...
     def segment(
-        self, image: ImageInput, expression: str | Sequence[str]
+        self,
+        image: ImageInput,
+        expression: Sequence[str],
+        *,
+        threshold: float | None = None,
+        probabilities: bool = False,
+    ) -> list[Segmentation]: ...
+    def segment(
+        self,
+        image: ImageInput,
+        expression: str | Sequence[str],
+        *,
+        threshold: float | None = None,
+        probabilities: bool = False,
     ) -> Segmentation | list[Segmentation]:
         """Segment an image with one expression, or with several to get a list in their order.
 
         image: a path, the bytes of a file, a PIL image, or (H, W, 3) uint8 RGB.
+        threshold: probability, 0 to 1, above which a pixel is in the mask; None for the one that
+            the checkpoint was trained and measured with.
+        probabilities: keep the map of probabilities at image size, too (4 bytes a pixel).
         Raises ImageError, ExpressionError, BackendError.
         """
         # Expressions first: refusing one is cheap, encoding an image is not.
-        prompts = self.pipeline.read_expressions(expression)
+        prompts = self.pipeline.read_expressions(expression, threshold, probabilities)
         results = segment_prompts(self.encode_image(image), prompts)
         return results[0] if isinstance(expression, str) else results
 
@@ -158,14 +188,29 @@ class Engine:
 
     @overload
     def segment_on_device(  # type: ignore[overload-overlap]
-        self, image: object, expression: str, *, stream: object = None
+        self,
+        image: object,
+        expression: str,
+        *,
+        stream: object = None,
+        threshold: float | None = None,
     ) -> "DeviceSegmentation": ...
     @overload
     def segment_on_device(
-        self, image: object, expression: Sequence[str], *, stream: object = None
+        self,
+        image: object,
+        expression: Sequence[str],
+        *,
+        stream: object = None,
+        threshold: float | None = None,
     ) -> "list[DeviceSegmentation]": ...
     def segment_on_device(
-        self, image: object, expression: str | Sequence[str], *, stream: object = None
+        self,
+        image: object,
+        expression: str | Sequence[str],
+        *,
+        stream: object = None,
+        threshold: float | None = None,
     ) -> "DeviceSegmentation | list[DeviceSegmentation]":
         """Segment an image that is on the GPU, and leave the masks there.
 
@@ -176,14 +221,15 @@ class Engine:
             what is queued on that stream later finds the masks; the stream has to live as long as
             they do. Without it, the image must be ready in the order of the default stream, or of
             the one it names itself, and the call returns when the masks are there.
+        threshold: as in `segment`.
         Such an image is not looked up in the cache; `encode_device_image` keeps its features.
         Raises ImageError, ExpressionError, InputError, and BackendError if the engine is not on a
         GPU or the extension was built without CUDA.
         """
         self.pipeline.device_executor()
-        self.pipeline.read_expressions(expression)
+        self.pipeline.read_expressions(expression, threshold)
         return self.encode_device_image(image, stream=stream).segment_on_device(
-            expression, stream=stream
+            expression, stream=stream, threshold=threshold
         )
 
     def encode_device_image(self, image: object, *, stream: object = None) -> Scene:
@@ -244,6 +290,40 @@ class Engine:
         self.pipeline.require_open()
         items = segment_pairs(self.pipeline, Segmentation.of, iter(pairs), batch_size, threads)
         return items if on_error == "yield" else _raising(items)
+
+    def warm_up(self, batch_sizes: Sequence[int] = (1,), expressions: Sequence[int] = (1,)) -> None:
+        """Run the network on noise, so that no later call of these shapes is the first of its kind.
+
+        batch_sizes: images that come together (a stream's `batch_size`, a batcher's `images`).
+        expressions: expressions that come with one image.
+        What a first call costs is compiling (OpenVINO's text encoder for several expressions,
+        TensorRT-RTX's kernels), capturing (CUDA graphs) and memory. The caches are empty
+        afterwards. Raises InputError for a number below 1, BackendError if the runtime fails.
+        """
+        for name, counts in (("batch_sizes", batch_sizes), ("expressions", expressions)):
+            for count in counts:
+                arguments.whole(name, count, 1, len(_LETTERS) ** 2)
+        pipeline, side = self.pipeline, self.info.model.input_size
+        rng = np.random.default_rng(0)
+        try:
+            for images, words in (*((n, 1) for n in batch_sizes), *((1, n) for n in expressions)):
+                noise = rng.integers(0, 256, (images, side, side, 3), np.uint8)
+                scenes = pipeline.encode_pictures([Picture(square, side, side) for square in noise])
+                # No two are of equal tokens, so all of them are run.
+                texts = [f"{first} {second}" for first in _LETTERS for second in _LETTERS]
+                prompts = pipeline.read_expressions(texts[: images * words])
+                pipeline.decode_masks(scenes * words, prompts)
+                pipeline.forget()
+        finally:
+            pipeline.forget()
+
+    def cache_info(self) -> CacheInfo:
+        """What the caches of images and expressions hold, and how often they were asked in vain."""
+        return CacheInfo(*self.pipeline.caches)
+
+    def memory(self) -> MemoryUse:
+        """What the process and, on a GPU, the device hold now; see `MemoryUse`."""
+        return memory_use(self.pipeline)
 
     def close(self) -> None:
         """Release the graphs and caches; any later use raises InputError."""

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from threading import Lock
 from typing import Final, Generic, TypeVar
 
@@ -37,6 +38,16 @@ class PixelKey:
         return isinstance(other, PixelKey) and np.array_equal(self._pixels, other._pixels)
 
 
+@dataclass(frozen=True, slots=True)
+class CacheCounts:
+    """What a cache holds, and what it has found since it was made."""
+
+    kept: int
+    most: int
+    hits: int
+    misses: int
+
+
 class LruCache(Generic[K, V]):
     """Keeps the `size` values used last; with size 0 it keeps nothing."""
 
@@ -45,6 +56,7 @@ class LruCache(Generic[K, V]):
         self._lock = Lock()
         self._values: OrderedDict[K, V] = OrderedDict()
         self._computing: dict[K, Lock] = {}
+        self._hits = self._misses = 0
 
     def __len__(self) -> int:
         return len(self._values)
@@ -52,8 +64,7 @@ class LruCache(Generic[K, V]):
     def get(self, key: K) -> V | None:
         """Look up a value, which then counts as used."""
         with self._lock:
-            if key in self._values:
-                self._values.move_to_end(key)
+            self._count(key)
             return self._values.get(key)
 
     def put(self, key: K, value: V) -> None:
@@ -67,11 +78,11 @@ class LruCache(Generic[K, V]):
         An error reaches the thread that computed; those that waited then try themselves.
         """
         if not self._size:
+            self._misses += 1
             return compute()
         while True:
             with self._lock:
-                if key in self._values:
-                    self._values.move_to_end(key)
+                if self._count(key):
                     return self._values[key]
                 computing = self._computing.get(key)
                 if computing is None:
@@ -90,10 +101,29 @@ class LruCache(Generic[K, V]):
             mine.release()
         return value
 
+    def counts(self) -> CacheCounts:
+        """Say what it holds, and how often a value was there."""
+        with self._lock:
+            return CacheCounts(len(self._values), self._size, self._hits, self._misses)
+
+    def values(self) -> list[V]:
+        """Give what it holds, without counting that as use."""
+        with self._lock:
+            return list(self._values.values())
+
     def clear(self) -> None:
         """Forget all values."""
         with self._lock:
             self._values.clear()
+
+    def _count(self, key: K) -> bool:
+        """Whether the value is there, which then counts as used."""
+        if key not in self._values:
+            self._misses += 1
+            return False
+        self._hits += 1
+        self._values.move_to_end(key)
+        return True
 
     def _store(self, key: K, value: V) -> None:
         self._values[key] = value

@@ -5,6 +5,7 @@ CPU they are arrays, on a GPU tensors that stay there (`execution.cuda.executor`
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeAlias
 
 import numpy as np
@@ -19,8 +20,17 @@ from cris_deploy.pixels.image import Pixels
 Features: TypeAlias = dict[str, Any]
 """Outputs of a stage by name for one image or expression, first axis 1."""
 
-Decoded: TypeAlias = tuple[masks.UpsampledMask, NDArray[np.float32]]
-"""A mask at image size, and the logits (h, w) it was made of."""
+
+@dataclass(frozen=True, slots=True)
+class MaskStep:
+    """How logits become a mask: the threshold, and whether the probabilities are wanted, too."""
+
+    threshold: float
+    probabilities: bool = False
+
+
+Decoded: TypeAlias = tuple[masks.UpsampledMask, NDArray[np.float32], MaskStep]
+"""A mask at image size, the logits (h, w) it was made of, and how."""
 
 # Expressions per run of the mask decoder on a CPU: beyond this only the memory grows.
 _CHUNK: Final = 8
@@ -45,6 +55,7 @@ class Executor(Protocol):
         scenes: Sequence[Features],
         texts: Sequence[Features],
         sizes: Sequence[tuple[int, int]],
+        how: Sequence[MaskStep],
     ) -> list[Decoded]:
         """Segment scenes with texts in pairs; `sizes` are the images' (height, width)."""
 
@@ -77,25 +88,36 @@ class HostExecutor:
         scenes: Sequence[Features],
         texts: Sequence[Features],
         sizes: Sequence[tuple[int, int]],
+        how: Sequence[MaskStep],
     ) -> list[Decoded]:
         """Segment in runs of a few pairs."""
         results: list[Decoded] = []
         for start in range(0, len(scenes), _CHUNK):
             part = slice(start, start + _CHUNK)
             logits = _run_mask_decoder(graph, scenes[part], texts[part])
-            results += zip(self._upsample(logits, sizes[part]), logits, strict=True)
+            upsampled = masks_on_host(
+                logits, sizes[part], self._model.input_size, how[part], self._threads
+            )
+            results += zip(upsampled, logits, how[part], strict=True)
         return results
 
     def close(self) -> None:
         """Do nothing: it holds nothing."""
 
-    def _upsample(
-        self, logits: NDArray[np.float32], sizes: Sequence[tuple[int, int]]
-    ) -> list[masks.UpsampledMask]:
-        model = self._model
-        return masks.upsample_masks(
-            logits, sizes, model.input_size, model.threshold, threads=self._threads
-        )
+
+def masks_on_host(
+    logits: NDArray[np.float32],
+    sizes: Sequence[tuple[int, int]],
+    input_size: int,
+    how: Sequence[MaskStep],
+    threads: int | None,
+) -> list[masks.UpsampledMask]:
+    """Do the mask step of logits (n, h, w) on the CPU; probabilities for all if one wants them."""
+    outputs = masks.Output.MASK
+    if any(step.probabilities for step in how):
+        outputs |= masks.Output.PROBABILITIES
+    limits = [step.threshold for step in how]
+    return masks.upsample_masks(logits, sizes, input_size, limits, outputs=outputs, threads=threads)
 
 
 def one_scene(scenes: Sequence[Features]) -> bool:

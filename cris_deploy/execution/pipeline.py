@@ -8,20 +8,28 @@ is done by the executor of the device: `execution.executor.HostExecutor`, or
 
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 
+from cris_deploy import arguments
 from cris_deploy.bundle.manifest import GraphName, ModelFacts
 from cris_deploy.bundle.reading import Bundle
 from cris_deploy.errors import BackendError, BundleError, ExpressionError, InputError
 from cris_deploy.execution.backends import Device, Graph
-from cris_deploy.execution.cache import LruCache, PixelKey
-from cris_deploy.execution.executor import Decoded, Executor, Features, HostExecutor
+from cris_deploy.execution.cache import CacheCounts, LruCache, PixelKey
+from cris_deploy.execution.executor import (
+    Decoded,
+    Executor,
+    Features,
+    HostExecutor,
+    MaskStep,
+)
 from cris_deploy.execution.steps import EncodedPicture, Picture, Prompt
 from cris_deploy.pixels import image as images
 from cris_deploy.pixels.image import ImageInput
@@ -39,6 +47,9 @@ STAGES: Final[Mapping[GraphName, tuple[tuple[str, ...], tuple[str, ...]]]] = {
 }
 """The graphs that run, with the names of their inputs and outputs."""
 
+OnStage: TypeAlias = Callable[[GraphName, float, int], None]
+"""Told of a stage's run: which, seconds, how many images, expressions or pairs."""
+
 _WARNED = 4096
 _PACKAGE: Final = str(Path(__file__).parents[1]) + os.sep
 
@@ -53,6 +64,7 @@ class Pipeline:
     threads: CPU threads for the mask step; None for all.
     image_cache, text_cache: Features of so many images and expressions are kept.
     max_pixels: Images above are refused before they are decoded.
+    on_stage: See `Engine`.
     """
 
     def __init__(
@@ -66,6 +78,7 @@ class Pipeline:
         image_cache: int,
         text_cache: int,
         max_pixels: int,
+        on_stage: OnStage | None = None,
     ) -> None:
         self._bundle = bundle
         self._model = bundle.manifest.model
@@ -78,6 +91,7 @@ class Pipeline:
         self._scenes: LruCache[PixelKey, Features] = LruCache(image_cache)
         self._texts: LruCache[bytes, Features] = LruCache(text_cache)
         self._warned: LruCache[str, bool] = LruCache(_WARNED)
+        self.on_stage = on_stage
 
     @property
     def stages(self) -> Mapping[GraphName, Graph]:
@@ -101,9 +115,20 @@ class Pipeline:
         return self._executor.mask_device
 
     @property
-    def cached(self) -> tuple[int, int]:
-        """How many images and expressions have their features kept at present."""
-        return len(self._scenes), len(self._texts)
+    def caches(self) -> tuple[CacheCounts, CacheCounts]:
+        """What the caches of images and of expressions hold, and have found."""
+        return self._scenes.counts(), self._texts.counts()
+
+    def device_memory(self) -> tuple[int, int] | None:
+        """Free and all bytes of the GPU's memory, over all processes; None on a CPU."""
+        if self._device is Device.CPU:
+            return None
+        return self.device_executor().memory()
+
+    def feature_bytes(self) -> int:
+        """Bytes of the features that are kept."""
+        kept = [*self._scenes.values(), *self._texts.values()]
+        return sum(int(tensor.nbytes) for features in kept for tensor in features.values())
 
     def forget(self) -> None:
         """Drop the features that are kept."""
@@ -117,12 +142,23 @@ class Pipeline:
         if stages is not None:
             self._executor.close()
 
-    def read_expressions(self, expression: str | Sequence[str]) -> list[Prompt]:
-        """Tokenise; raises ExpressionError for the first that cannot be used."""
+    def read_expressions(
+        self,
+        expression: str | Sequence[str],
+        threshold: float | None = None,
+        probabilities: bool = False,
+    ) -> list[Prompt]:
+        """Tokenise; raises ExpressionError for the first that cannot be used.
+
+        Raises InputError for a threshold that is no probability.
+        """
+        threshold = arguments.fraction_or_none("threshold", threshold, "the model's own")
+        arguments.flag("probabilities", probabilities)
         expressions = [expression] if isinstance(expression, str) else _checked_list(expression)
         batch = self._tokenizer.encode(expressions)
         return [
-            Prompt(*item) for item in zip(expressions, batch.tokens, batch.truncated, strict=True)
+            Prompt(*item, threshold, probabilities)
+            for item in zip(expressions, batch.tokens, batch.truncated, strict=True)
         ]
 
     def prepare(self, image: ImageInput) -> Picture:
@@ -153,7 +189,7 @@ class Pipeline:
     def encode_device_image(self, image: object, stream: object) -> EncodedPicture:
         """Encode an image that is on the GPU; see `Engine.segment_on_device`."""
         executor, graph = self.device_executor(), self.stages[GraphName.IMAGE_ENCODER]
-        with self._forgetting():
+        with self._running(GraphName.IMAGE_ENCODER, 1):
             features, size = executor.encode_device_image(graph, image, stream, self._max_pixels)
         return EncodedPicture(features, *size)
 
@@ -164,25 +200,34 @@ class Pipeline:
         missing = {k: p.tokens for k, p in zip(keys, prompts, strict=True) if k not in found}
         if missing:
             graph = self.stages[GraphName.TEXT_ENCODER]
-            with self._forgetting():
+            with self._running(GraphName.TEXT_ENCODER, len(missing)):
                 rows = self._executor.encode_texts(graph, np.array(list(missing.values())))
             for key, features in zip(missing, rows, strict=True):
                 found[key] = features
                 self._texts.put(key, features)
         return [found[key] for key in keys]
 
-    def decode(self, scenes: Sequence[EncodedPicture], texts: Sequence[Features]) -> list[Decoded]:
-        """Run the mask decoder and the mask step on each scene and the text in its place."""
+    def decode(
+        self,
+        scenes: Sequence[EncodedPicture],
+        texts: Sequence[Features],
+        how: Sequence[MaskStep] | None = None,
+    ) -> list[Decoded]:
+        """Run the mask decoder and the mask step on each scene and the text in its place.
+
+        Without `how`, the threshold is the model's.
+        """
+        how = how or [MaskStep(self._model.threshold)] * len(scenes)
         graph = self.stages[GraphName.MASK_DECODER]
-        with self._forgetting():
-            return self._executor.decode(graph, *_apart(scenes, texts))
+        with self._running(GraphName.MASK_DECODER, len(scenes)):
+            return self._executor.decode(graph, *_apart(scenes, texts), how)
 
     def decode_masks(
         self, scenes: Sequence[EncodedPicture], prompts: Sequence[Prompt]
     ) -> list[Decoded]:
         """Segment each scene with the expression in its place; one that was cut is a warning."""
         self._warn_of_truncated(prompts)
-        return self.decode(scenes, self.encode_prompts(prompts))
+        return self.decode(scenes, self.encode_prompts(prompts), self._how(prompts))
 
     def decode_masks_on_device(
         self, scenes: Sequence[EncodedPicture], prompts: Sequence[Prompt], stream: object
@@ -192,8 +237,17 @@ class Pipeline:
         self._warn_of_truncated(prompts)
         texts = self.encode_prompts(prompts)
         graph = self.stages[GraphName.MASK_DECODER]
-        with self._forgetting():
-            return executor.decode_on_device(graph, *_apart(scenes, texts), stream)
+        with self._running(GraphName.MASK_DECODER, len(scenes)):
+            return executor.decode_on_device(
+                graph, *_apart(scenes, texts), self._how(prompts), stream
+            )
+
+    def _how(self, prompts: Sequence[Prompt]) -> list[MaskStep]:
+        own = self._model.threshold
+        return [
+            MaskStep(own if prompt.threshold is None else prompt.threshold, prompt.probabilities)
+            for prompt in prompts
+        ]
 
     def device_executor(self) -> "DeviceExecutor":
         """Give the executor of a GPU; BackendError if the stages are on the CPU."""
@@ -209,17 +263,20 @@ class Pipeline:
         if not pictures:
             return []
         graph = self.stages[GraphName.IMAGE_ENCODER]
-        with self._forgetting():
+        with self._running(GraphName.IMAGE_ENCODER, len(pictures)):
             return self._executor.encode_images(graph, [picture.square for picture in pictures])
 
     @contextmanager
-    def _forgetting(self) -> Iterator[None]:
+    def _running(self, stage: GraphName, rows: int) -> Iterator[None]:
         """If a run fails, forget what a GPU holds: it may be lost, or wanted for something else.
 
         On a CPU, refuse what was computed with weights that somebody wrote into.
         """
+        began = time.perf_counter()
         try:
             yield
+            if self.on_stage is not None:
+                self.on_stage(stage, time.perf_counter() - began, rows)
             if self._device is Device.CPU:
                 self._bundle.require_unwritten()
         except BackendError:

@@ -34,17 +34,28 @@ class EncodedPicture:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
-    """An expression as it was given, its tokens (word_len,) int64, and whether they were cut."""
+    """An expression as it was given, its tokens (word_len,) int64, and whether they were cut.
+
+    A pixel is in the mask if its probability is above `threshold`, None for the model's own;
+    `probabilities` asks for the map of them at image size.
+    """
 
     expression: str
     tokens: NDArray[np.int64]
     truncated: bool
+    threshold: float | None = None
+    probabilities: bool = False
 
 
 class Steps(Protocol):
     """The way from images and expressions to masks. May be used from many threads."""
 
-    def read_expressions(self, expression: str | Sequence[str]) -> list[Prompt]:
+    def read_expressions(
+        self,
+        expression: str | Sequence[str],
+        threshold: float | None = None,
+        probabilities: bool = False,
+    ) -> list[Prompt]:
         """Tokenise; ExpressionError for the first that cannot be used."""
 
     def prepare(self, image: ImageInput) -> Picture:

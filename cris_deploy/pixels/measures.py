@@ -48,6 +48,16 @@ def box(mask: Mask) -> Box | None:
     return int(columns[0]), y0, int(columns[-1]) + 1, y1
 
 
+def polygons(mask: NDArray[np.bool_]) -> list[NDArray[np.int32]]:
+    """Give the outlines of a mask's parts, (n, 2) int32 x and y of pixel centres, largest first.
+
+    Filled with `cv2.fillPoly` they are the mask, but for holes, which polygons do not have.
+    """
+    found, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    outlines = [np.asarray(outline, np.int32)[:, 0] for outline in found]  # (n, 1, 2) -> (n, 2)
+    return sorted(outlines, key=cv2.contourArea, reverse=True)
+
+
 def rle(mask: Mask) -> str:
     """Encode a mask (H, W) bool as COCO's compressed run lengths (the `counts` string).
 

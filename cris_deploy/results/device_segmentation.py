@@ -20,6 +20,7 @@ class DeviceSegmentation:
     stats: (5,) int64: area, x0, y0, x1, y1 (x1 and y1 exclusive; x0 >= x1 for an empty mask).
     expression: as it was given.
     truncated: whether the model saw only its beginning (see the bundle's word length).
+    threshold: probability above which a pixel is in the mask.
 
     The tensors have DLPack and `__cuda_array_interface__`; results of one call share an allocation,
     which lives as long as any of them.
@@ -30,11 +31,19 @@ class DeviceSegmentation:
     stats: SharedTensor
     expression: str
     truncated: bool
+    threshold: float
 
     @classmethod
     def of(cls, found: DeviceMask, prompt: Prompt) -> "DeviceSegmentation":
         """Make it of what was decoded for an expression."""
-        return cls(found.mask, found.logits, found.stats, prompt.expression, prompt.truncated)
+        return cls(
+            found.mask,
+            found.logits,
+            found.stats,
+            prompt.expression,
+            prompt.truncated,
+            found.threshold,
+        )
 
     def to_host(self) -> Segmentation:
         """Wait, and copy everything to the host; BackendError if the work failed."""
@@ -47,4 +56,5 @@ class DeviceSegmentation:
             self.truncated,
             area,
             (x0, y0, x1, y1) if area else None,
+            self.threshold,
         )

@@ -33,32 +33,52 @@ class Scene:
         return self.encoded.width
 
     @overload
-    def segment(self, expression: str) -> Segmentation: ...  # type: ignore[overload-overlap]
+    def segment(  # type: ignore[overload-overlap]
+        self, expression: str, *, threshold: float | None = None, probabilities: bool = False
+    ) -> Segmentation: ...
     @overload
-    def segment(self, expression: Sequence[str]) -> list[Segmentation]: ...
-    def segment(self, expression: str | Sequence[str]) -> Segmentation | list[Segmentation]:
+    def segment(
+        self,
+        expression: Sequence[str],
+        *,
+        threshold: float | None = None,
+        probabilities: bool = False,
+    ) -> list[Segmentation]: ...
+    def segment(
+        self,
+        expression: str | Sequence[str],
+        *,
+        threshold: float | None = None,
+        probabilities: bool = False,
+    ) -> Segmentation | list[Segmentation]:
         """Segment with one expression, or with several to get a list in their order.
 
-        Raises ExpressionError for an unusable expression, BackendError if the runtime fails.
+        `threshold` and `probabilities` are as in `Engine.segment`. Raises ExpressionError for an
+        unusable expression, BackendError if the runtime fails.
         """
-        results = segment_prompts(self, self.steps.read_expressions(expression))
+        prompts = self.steps.read_expressions(expression, threshold, probabilities)
+        results = segment_prompts(self, prompts)
         return results[0] if isinstance(expression, str) else results
 
     @overload
     def segment_on_device(  # type: ignore[overload-overlap]
-        self, expression: str, *, stream: object = None
+        self, expression: str, *, stream: object = None, threshold: float | None = None
     ) -> "DeviceSegmentation": ...
     @overload
     def segment_on_device(
-        self, expression: Sequence[str], *, stream: object = None
+        self, expression: Sequence[str], *, stream: object = None, threshold: float | None = None
     ) -> "list[DeviceSegmentation]": ...
     def segment_on_device(
-        self, expression: str | Sequence[str], *, stream: object = None
+        self,
+        expression: str | Sequence[str],
+        *,
+        stream: object = None,
+        threshold: float | None = None,
     ) -> "DeviceSegmentation | list[DeviceSegmentation]":
         """Segment as `segment` does and leave the masks on the GPU; see `Engine`'s of that name."""
         from cris_deploy.results.device_segmentation import DeviceSegmentation
 
-        prompts = self.steps.read_expressions(expression)
+        prompts = self.steps.read_expressions(expression, threshold)
         found = self.steps.decode_masks_on_device([self.encoded] * len(prompts), prompts, stream)
         results = [DeviceSegmentation.of(*item) for item in zip(found, prompts, strict=True)]
         return results[0] if isinstance(expression, str) else results

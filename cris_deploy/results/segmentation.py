@@ -1,8 +1,7 @@
 """What the engine gives for one expression."""
 
-import math
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +10,7 @@ from cris_deploy.execution.executor import Decoded
 from cris_deploy.execution.steps import Prompt
 from cris_deploy.pixels import image as images
 from cris_deploy.pixels import mask as masks
+from cris_deploy.pixels.measures import polygons
 from cris_deploy.results import overlay
 
 
@@ -31,6 +31,9 @@ class Segmentation:
     truncated: whether the model saw only its beginning (see the bundle's word length).
     area: number of pixels in the mask.
     box: the mask's bounds (x0, y0, x1, y1) in pixels, x1 and y1 exclusive; None if it is empty.
+    threshold: probability above which a pixel is in the mask.
+    probabilities: (H, W) float32 at the size of the image, 0..1 but for a little overshoot of the
+        bicubic filter; None unless asked for.
     """
 
     mask: NDArray[np.bool_]
@@ -39,11 +42,13 @@ class Segmentation:
     truncated: bool
     area: int
     box: masks.Box | None
+    threshold: float
+    probabilities: NDArray[np.float32] | None = None
 
     @classmethod
     def of(cls, decoded: Decoded, prompt: Prompt) -> "Segmentation":
         """Make it of what was decoded for an expression."""
-        upsampled, logits = decoded
+        upsampled, logits, step = decoded
         assert upsampled.mask is not None  # it was asked for
         return cls(
             upsampled.mask,
@@ -52,15 +57,50 @@ class Segmentation:
             prompt.truncated,
             upsampled.area,
             upsampled.box,
+            step.threshold,
+            upsampled.probabilities if step.probabilities else None,
         )
 
     @property
     def score(self) -> float:
         """The highest probability of any pixel, 0..1, in the low resolution."""
-        highest = float(self.logits.max())
-        if highest >= 0:  # the sigmoid in two branches, since exp overflows on one side
-            return 1 / (1 + math.exp(-highest))
-        return math.exp(highest) / (1 + math.exp(highest))
+        return float(_sigmoid(self.logits.max(keepdims=True)).item())
+
+    @property
+    def confidence(self) -> float:
+        """Mean probability inside the mask, 0..1; 0 if it is empty.
+
+        Of the map at image size where there is one, else of the low resolution's cells above the
+        threshold. It is the network's own number, not calibrated: 0.9 does not mean that nine of
+        ten such masks are right.
+        """
+        if self.probabilities is not None:
+            inside = self.probabilities[self.mask].astype(np.float64)
+        else:
+            values = _sigmoid(self.logits)
+            inside = values[values > self.threshold]
+        return float(inside.clip(0, 1).mean()) if inside.size else 0.0
+
+    def polygons(self) -> list[NDArray[np.int32]]:
+        """Give the outlines of the mask's parts, (n, 2) x and y of pixel centres, largest first."""
+        return polygons(self.mask)
+
+    def to_coco(
+        self, image_id: int, annotation_id: int = 1, category_id: int = 1
+    ) -> dict[str, Any]:
+        """Give an annotation of COCO's format, as pycocotools loads it."""
+        x0, y0, x1, y1 = self.box or (0, 0, 0, 0)
+        return {
+            "id": annotation_id,
+            "image_id": image_id,
+            "category_id": category_id,
+            "segmentation": self.rle(),
+            "area": self.area,
+            "bbox": [x0, y0, x1 - x0, y1 - y0],
+            "iscrowd": 0,
+            "score": self.score,
+            "caption": self.expression,
+        }
 
     def rle(self) -> RunLengths:
         """Encode the mask as COCO's compressed run lengths: {"size": [H, W], "counts": str}."""
@@ -83,3 +123,10 @@ class Segmentation:
             f"Segmentation({self.expression!r}, {width} x {height}, area={self.area}, "
             f"box={self.box}, score={self.score:.3f}{', truncated' if self.truncated else ''})"
         )
+
+
+def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    # In one of two forms for each sign, since exp overflows on one side.
+    small = np.exp(-np.abs(logits.astype(np.float64)))
+    found: NDArray[np.float64] = np.where(logits >= 0, 1, small) / (1 + small)
+    return found

@@ -78,6 +78,7 @@ def described(result: Segmentation) -> dict[str, Any]:
         "box": None if result.box is None else list(result.box),
         "area": result.area,
         "score": round(result.score, 6),
+        "confidence": round(result.confidence, 6),
         "truncated": result.truncated,
     }
 

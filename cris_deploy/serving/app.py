@@ -144,7 +144,8 @@ def _add_segment(app: FastAPI, service: Service) -> None:
         """Find what expressions refer to in an image."""
         upload = await read_upload(request, options)
         answered = await _unless_gone(
-            request, service.segment(upload.image, upload.image_id, upload.expressions)
+            request,
+            service.segment(upload.image, upload.image_id, upload.expressions, upload.threshold),
         )
         if upload.form is Form.PNG:
             return Response(png(answered.results[0]), media_type="image/png")

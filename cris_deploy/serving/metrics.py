@@ -1,7 +1,7 @@
 """What Prometheus is told; over all worker processes if there are several."""
 
 import os
-from collections.abc import Mapping
+from threading import Lock
 from typing import Final
 
 from prometheus_client import (
@@ -13,6 +13,8 @@ from prometheus_client import (
     generate_latest,
     multiprocess,
 )
+
+from cris_deploy.results.engine_info import CacheInfo
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 SHARED_FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
@@ -26,6 +28,8 @@ class Metrics:
     """The numbers of a worker."""
 
     def __init__(self) -> None:
+        self._lock = Lock()
+        self._counted: dict[str, tuple[int, int]] = {}
         # With several processes the values lie in files, and a registry reads them all.
         self._registry = CollectorRegistry()
         own = None if SHARED_FOLDER in os.environ else self._registry
@@ -41,14 +45,14 @@ class Metrics:
         )
         self.stage_seconds = Histogram(
             "cris_stage_seconds",
-            "A run of a stage: decode (an image), encode (images), segment (pairs).",
+            "A run: of decode (one image), or of one of the network's stages.",
             ("stage",),
             buckets=_SECONDS,
             registry=own,
         )
         self.batch_size = Histogram(
             "cris_batch_size",
-            "Images or pairs in a run.",
+            "Images, expressions or pairs in a run.",
             ("stage",),
             buckets=_SIZES,
             registry=own,
@@ -80,7 +84,18 @@ class Metrics:
         self.stage_seconds.labels(stage).observe(seconds)
         self.batch_size.labels(stage).observe(size)
 
-    def lookups(self, hits: Mapping[str, bool]) -> None:
-        """Count lookups by the cache's name."""
-        for cache, hit in hits.items():
-            (self.cache_hits if hit else self.cache_misses).labels(cache).inc()
+    def lookup(self, cache: str, *, found: bool) -> None:
+        """Count a lookup by the cache's name."""
+        (self.cache_hits if found else self.cache_misses).labels(cache).inc()
+
+    def caches(self, info: CacheInfo) -> None:
+        """Count what an engine's caches have found since the last call."""
+        with self._lock:
+            for name, now in (("images", info.images), ("expressions", info.expressions)):
+                before = self._counted.get(name, (0, 0))
+                # Another engine has taken over if the numbers are smaller: it begins at 0.
+                fresh = now.hits < before[0] or now.misses < before[1]
+                hits, misses = (0, 0) if fresh else before
+                self.cache_hits.labels(name).inc(now.hits - hits)
+                self.cache_misses.labels(name).inc(now.misses - misses)
+                self._counted[name] = (now.hits, now.misses)

@@ -9,6 +9,12 @@ _FORMAT: Final = {
     "schema": {"type": "string", "enum": ["json", "png", "zip"], "default": "json"},
     "description": "png: the one mask, 0 and 255; zip: 1.png, 2.png, ...",
 }
+_THRESHOLD: Final = {
+    "type": "number",
+    "minimum": 0,
+    "maximum": 1,
+    "description": "probability above which a pixel is in the mask; the checkpoint's own if absent",
+}
 _PROBLEM: Final = {
     "type": "object",
     "required": ["error", "request_id"],
@@ -46,6 +52,7 @@ _RESULT: Final = {
         },
         "area": {"type": "integer", "description": "pixels"},
         "score": {"type": "number", "description": "highest probability of any pixel"},
+        "confidence": {"type": "number", "description": "mean probability in the mask"},
         "truncated": {"type": "boolean", "description": "the model saw only the beginning"},
     },
 }
@@ -58,6 +65,7 @@ SEGMENT: Final[dict[str, Any]] = {
             "description": "with an image as the whole body; may be repeated",
         },
         _FORMAT,
+        {"name": "threshold", "in": "query", "schema": _THRESHOLD},
     ],
     "requestBody": {
         "required": True,
@@ -70,6 +78,7 @@ SEGMENT: Final[dict[str, Any]] = {
                         "image": {"type": "string", "format": "binary"},
                         "image_id": {"type": "string"},
                         "expression": {"type": "array", "items": {"type": "string"}},
+                        "threshold": _THRESHOLD,
                         "format": _FORMAT["schema"],
                     },
                 },
@@ -83,6 +92,7 @@ SEGMENT: Final[dict[str, Any]] = {
                     "properties": {
                         "image_id": {"type": "string"},
                         "expressions": {"type": "array", "items": {"type": "string"}},
+                        "threshold": _THRESHOLD,
                         "format": _FORMAT["schema"],
                     },
                 },
@@ -124,6 +134,7 @@ SEGMENT: Final[dict[str, Any]] = {
                                 "box": [12, 30, 200, 310],
                                 "area": 20417,
                                 "score": 0.984213,
+                                "confidence": 0.871502,
                                 "truncated": False,
                             }
                         ],

@@ -12,7 +12,7 @@ from cris_deploy.errors import InputError
 from cris_deploy.serving.answers import Form, Refused
 from cris_deploy.serving.options import ServeOptions
 
-_FIELDS: Final = ("image", "image_id", "expression", "format")
+_FIELDS: Final = ("image", "image_id", "expression", "format", "threshold")
 _READABLE: Final = (
     "send multipart/form-data with the parts image and expression, an image by itself (image/jpeg, "
     "image/png, ...) with ?expression=, or application/json with image_id and expressions"
@@ -27,6 +27,7 @@ class Upload:
     image_id: str | None
     expressions: tuple[str, ...]
     form: Form
+    threshold: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class _Again:
     image_id: str
     expressions: tuple[str, ...]
     format: Form = Form.JSON
+    threshold: documents.Share | None = None
 
 
 async def read_upload(request: Request, options: ServeOptions) -> Upload:
@@ -59,11 +61,15 @@ async def read_upload(request: Request, options: ServeOptions) -> Upload:
             _text(form.get("image_id")),
             tuple(part for part in form.getlist("expression") if isinstance(part, str)),
             _form(_text(form.get("format")) or query.get("format"), request),
+            _threshold(_text(form.get("threshold")) or query.get("threshold")),
         )
     elif kind.startswith("image/") or kind == "application/octet-stream":
-        expressions = tuple(query.getlist("expression"))
         upload = Upload(
-            await request.body(), None, expressions, _form(query.get("format"), request)
+            await request.body(),
+            None,
+            tuple(query.getlist("expression")),
+            _form(query.get("format"), request),
+            _threshold(query.get("threshold")),
         )
     elif kind == "application/json":
         try:
@@ -72,7 +78,7 @@ async def read_upload(request: Request, options: ServeOptions) -> Upload:
             )
         except InputError as error:
             raise Refused(422, str(error)) from None
-        upload = Upload(None, again.image_id, again.expressions, again.format)
+        upload = Upload(None, again.image_id, again.expressions, again.format, again.threshold)
     else:
         raise Refused(415, f"the body is {kind or 'of no stated type'}: {_READABLE}")
     if (upload.image is None) == (upload.image_id is None):
@@ -95,6 +101,15 @@ def check_expressions(expressions: Sequence[str], options: ServeOptions) -> None
             422,
             f"an expression has {longest:,} characters: give at most {options.max_characters:,}",
         )
+
+
+def _threshold(asked: str | None) -> float | None:
+    if asked is None:
+        return None
+    try:
+        return float(asked)  # the engine refuses what is no probability
+    except ValueError:
+        raise Refused(422, f"threshold is {asked[:40]!r}: give 0 to 1") from None
 
 
 def _text(value: object) -> str | None:

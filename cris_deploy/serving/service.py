@@ -102,7 +102,11 @@ class Service:
         self._decoders.shutdown(wait=False, cancel_futures=True)
 
     async def segment(
-        self, image: bytes | None, identity: str | None, expressions: Sequence[str]
+        self,
+        image: bytes | None,
+        identity: str | None,
+        expressions: Sequence[str],
+        threshold: float | None = None,
     ) -> Answered:
         """Segment an image that is sent, or one that was.
 
@@ -110,14 +114,16 @@ class Service:
         """
         async with self._using() as (engine, batcher):
             began = time.monotonic()
-            engine.pipeline.read_expressions(expressions)  # refusing one is cheap, decoding is not
+            engine.pipeline.read_expressions(
+                expressions, threshold
+            )  # refusing one is cheap, decoding is not
             if identity is None:
                 assert image is not None
                 # A thread costs more than the hash of a usual picture.
                 small = len(image) <= _SMALL
                 identity = image_id(image) if small else await asyncio.to_thread(image_id, image)
             picture = self.images.get(identity)
-            self._metrics.lookups({"pictures": picture is not None})
+            self._metrics.lookup("pictures", found=picture is not None)
             if picture is None:
                 if image is None:
                     raise Refused(404, "the image is not known here any more: send it again")
@@ -126,8 +132,11 @@ class Service:
                 self.images.put(identity, picture)
             left = self.options.timeout - (time.monotonic() - began)
             with span("segment", expressions=len(expressions)):
-                results = await batcher.segment(picture, expressions, timeout=max(left, 1e-3))
+                results = await batcher.segment(
+                    picture, expressions, timeout=max(left, 1e-3), threshold=threshold
+                )
             self._metrics.truncated.inc(sum(result.truncated for result in results))
+            self._metrics.caches(engine.cache_info())
             return Answered(identity, picture, results)
 
     async def segment_pixels(
@@ -184,7 +193,7 @@ class Service:
         await asyncio.to_thread(loaded.engine.close)
 
     def _load(self) -> _Loaded:
-        options = self.options
+        options, metrics = self.options, self._metrics
         began = time.perf_counter()
         bundle = Bundle.open(options.bundle)
         engine = Engine(
@@ -196,12 +205,10 @@ class Service:
             streams=options.streams,
             max_pixels=options.max_pixels,
             timeout=options.timeout,
+            on_stage=lambda stage, seconds, rows: metrics.observe_run(str(stage), seconds, rows),
         )
         try:
-            side = engine.info.model.input_size
-            noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
-            for count in {1, options.batch_pairs}:
-                engine.segment(noise, [f"{_WARM_WORDS} {number}" for number in range(count)])
+            engine.warm_up(sorted({1, options.batch_images}), sorted({1, 2, options.batch_pairs}))
             if options.self_test:
                 self_test(engine, bundle)
         except BaseException:
@@ -213,7 +220,7 @@ class Service:
             delay=options.batch_delay,
             waiting=options.waiting,
         )
-        batcher = Batcher(engine, limits, on_run=self._metrics.observe_run)
+        batcher = Batcher(engine, limits)
         info = engine.info
         _log.info(
             "ready: %s on %s in %s",

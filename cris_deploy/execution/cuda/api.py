@@ -69,8 +69,13 @@ class Cuda:
 
     def free_bytes(self, index: int = 0) -> int:
         """Count the free memory of a GPU."""
+        return self.memory(index)[0]
+
+    def memory(self, index: int) -> tuple[int, int]:
+        """Count the free and all bytes of a GPU's memory, over all processes."""
         with self.on_device(index):
-            return int(self.call("cuMemGetInfo")[0])
+            free, total = self.call("cuMemGetInfo")
+        return int(free), int(total)
 
     def keep_free_memory(self, pool: Any) -> None:
         """Let a pool of the driver keep all that is freed, until it is trimmed."""

@@ -19,7 +19,7 @@ from cris_deploy.execution.cuda import foreign
 from cris_deploy.execution.cuda.device import CudaDevice, Lane
 from cris_deploy.execution.cuda.graph import BoundGraph, DeviceGraph, take_rows
 from cris_deploy.execution.cuda.memory import DeviceTensor, Memory, SharedTensor, aligned
-from cris_deploy.execution.executor import Decoded, Features, one_scene
+from cris_deploy.execution.executor import Decoded, Features, MaskStep, masks_on_host, one_scene
 from cris_deploy.pixels import image as images
 from cris_deploy.pixels import mask as masks
 from cris_deploy.pixels import on_gpu as kernels
@@ -39,6 +39,7 @@ class DeviceMask:
     mask: SharedTensor
     logits: SharedTensor
     stats: SharedTensor
+    threshold: float
 
 
 class DeviceExecutor:
@@ -81,16 +82,17 @@ class DeviceExecutor:
         scenes: Sequence[Features],
         texts: Sequence[Features],
         sizes: Sequence[tuple[int, int]],
+        how: Sequence[MaskStep],
     ) -> list[Decoded]:
-        """Segment, and wait for the masks."""
+        """Segment, and wait for the masks; maps of probabilities are made on the CPU."""
         results: list[Decoded] = []
         for part in self._decoder_parts(graph, scenes):
             with self._device.lane() as lane:
                 logits = self._queue_decoder(lane, graph, scenes[part], texts[part])
-                if self._kernels:
-                    results += self._masks_of(lane, logits, sizes[part])
+                if self._kernels and not any(step.probabilities for step in how[part]):
+                    results += self._masks_of(lane, logits, sizes[part], how[part])
                 else:
-                    results += self._masks_on_host(lane, logits, sizes[part])
+                    results += self._masks_on_host(lane, logits, sizes[part], how[part])
         return results
 
     def encode_device_image(
@@ -118,6 +120,7 @@ class DeviceExecutor:
         scenes: Sequence[Features],
         texts: Sequence[Features],
         sizes: Sequence[tuple[int, int]],
+        how: Sequence[MaskStep],
         stream: object,
     ) -> list[DeviceMask]:
         """Segment as `decode` does, and leave everything there for use on `stream`."""
@@ -127,12 +130,16 @@ class DeviceExecutor:
         for part in self._decoder_parts(graph, scenes):
             with self._device.lane() as lane:
                 logits = self._queue_decoder(lane, graph, scenes[part], texts[part])
-                found, memory = self._queue_masks(lane, logits, sizes[part])
+                found, memory = self._queue_masks(lane, logits, sizes[part], how[part])
                 self._hand_over(lane, handle)
                 # Without a stream they are used on the default one, after this and unseen.
                 memory.use_on(handle or 0, stream)
                 results += found
         return results
+
+    def memory(self) -> tuple[int, int]:
+        """Count the free and all bytes of the GPU's memory."""
+        return self._device.cuda.memory(self._device.index)
 
     def close(self) -> None:
         """Drop all lanes, with the graphs that are bound on them."""
@@ -159,11 +166,15 @@ class DeviceExecutor:
         return logits.reshaped(len(texts), *logits.shape[2:])
 
     def _masks_of(
-        self, lane: Lane, logits: DeviceTensor, sizes: Sequence[tuple[int, int]]
+        self,
+        lane: Lane,
+        logits: DeviceTensor,
+        sizes: Sequence[tuple[int, int]],
+        how: Sequence[MaskStep],
     ) -> list[Decoded]:
         count = len(sizes)
         packed, stats, memory = self._results(lane.scratch, logits, sizes, packed=True)
-        self._queue_mask_step(lane, logits, sizes, memory, packed=packed, stats=stats)
+        self._queue_mask_step(lane, logits, sizes, how, memory, packed=packed, stats=stats)
         start = packed[0].pointer - memory.pointer
         end = stats.pointer - memory.pointer + stats.nbytes
         arrays = lane.download(DeviceTensor(memory, start, (end - start,), np.uint8), logits)
@@ -179,24 +190,31 @@ class DeviceExecutor:
                 (
                     masks.UpsampledMask(height, width, area, _box(area, box), mask),
                     values[index],
+                    how[index],
                 )
             )
         return results
 
     def _masks_on_host(
-        self, lane: Lane, logits: DeviceTensor, sizes: Sequence[tuple[int, int]]
+        self,
+        lane: Lane,
+        logits: DeviceTensor,
+        sizes: Sequence[tuple[int, int]],
+        how: Sequence[MaskStep],
     ) -> list[Decoded]:
         values = lane.download(logits)[0].astype(np.float32)
-        upsampled = masks.upsample_masks(
-            values, sizes, self._model.input_size, self._model.threshold, threads=self._threads
-        )
-        return list(zip(upsampled, values, strict=True))
+        upsampled = masks_on_host(values, sizes, self._model.input_size, how, self._threads)
+        return list(zip(upsampled, values, how, strict=True))
 
     def _queue_masks(
-        self, lane: Lane, logits: DeviceTensor, sizes: Sequence[tuple[int, int]]
+        self,
+        lane: Lane,
+        logits: DeviceTensor,
+        sizes: Sequence[tuple[int, int]],
+        how: Sequence[MaskStep],
     ) -> tuple[list[DeviceMask], Memory]:
         found, stats, memory = self._results(lane.allocate, logits, sizes, packed=False)
-        self._queue_mask_step(lane, logits, sizes, memory, masks=found, stats=stats)
+        self._queue_mask_step(lane, logits, sizes, how, memory, masks=found, stats=stats)
         kept = DeviceTensor(memory, memory.bytes - logits.nbytes, logits.shape, logits.dtype)
         lane.copy(logits.pointer, kept.pointer, kept.nbytes)
         memory.mark_ready()
@@ -205,6 +223,7 @@ class DeviceExecutor:
                 mask.shared(),
                 kept.rows(index, index + 1).reshaped(*kept.shape[1:]).shared(),
                 stats.rows(index, index + 1).reshaped(kernels.STATS).shared(),
+                how[index].threshold,
             )
             for index, mask in enumerate(found)
         ], memory
@@ -238,6 +257,7 @@ class DeviceExecutor:
         lane: Lane,
         logits: DeviceTensor,
         sizes: Sequence[tuple[int, int]],
+        how: Sequence[MaskStep],
         memory: Memory,
         **outputs: Any,
     ) -> None:
@@ -247,7 +267,7 @@ class DeviceExecutor:
             logits,
             sizes,
             model.input_size,
-            [model.threshold] * len(sizes),
+            [step.threshold for step in how],
             DeviceTensor(memory, 0, (needed,), np.uint8),
             stream=lane.stream.handle,
             **outputs,

@@ -22,6 +22,7 @@ from cris_deploy.errors import (
     ImageError,
     InputError,
 )
+from cris_deploy.execution.executor import MaskStep
 from cris_deploy.execution.steps import Picture, Prompt
 from cris_deploy.pixels.mask import UpsampledMask
 
@@ -47,7 +48,7 @@ class Steps:
         finally:
             self.free.set()
 
-    def read_expressions(self, expression: str | Sequence[str]) -> list[Prompt]:
+    def read_expressions(self, expression: str | Sequence[str], *how: Any) -> list[Prompt]:
         words = [expression] if isinstance(expression, str) else list(expression)
         if "" in words:
             raise ExpressionError("empty")
@@ -70,7 +71,7 @@ class Steps:
         self.pairs.append([(s, p.expression) for s, p in zip(scenes, prompts, strict=True)])
         mask = np.zeros((2, 2), bool)
         return [
-            (UpsampledMask(2, 2, 0, None, mask), np.full((1, 1), scene, np.float32))
+            (UpsampledMask(2, 2, 0, None, mask), np.full((1, 1), scene, np.float32), MaskStep(0.35))
             for scene, _ in self.pairs[-1]
         ]
 

@@ -10,6 +10,7 @@ from pycocotools import mask as coco_masks
 from pycocotools.coco import COCO
 
 from cris_deploy.pixels import mask as masks
+from cris_deploy.pixels.measures import polygons
 from cris_deploy.results import converters
 from cris_deploy.results.segmentation import Segmentation
 
@@ -22,6 +23,7 @@ def segmentation(mask: np.ndarray, expression: str = "x", logit: float = 2.0) ->
         truncated=False,
         area=masks.area(mask),
         box=masks.box(mask),
+        threshold=0.35,
     )
 
 
@@ -35,14 +37,14 @@ def blobs() -> np.ndarray:
 
 
 def test_polygons_fill_to_the_mask(blobs: np.ndarray) -> None:
-    found = converters.polygons(blobs)
+    found = polygons(blobs)
     assert [outline.shape[1] for outline in found] == [2, 2, 2]
     filled = np.zeros(blobs.shape, np.uint8)
     cv2.fillPoly(filled, found, 1)
     np.testing.assert_array_equal(filled.astype(bool), blobs)
     areas = [cv2.contourArea(outline) for outline in found]
     assert areas == sorted(areas, reverse=True)
-    assert converters.polygons(np.zeros((5, 5), bool)) == []
+    assert polygons(np.zeros((5, 5), bool)) == []
 
 
 def test_coco_s_own_reader_takes_annotations(blobs: np.ndarray) -> None:
@@ -51,7 +53,7 @@ def test_coco_s_own_reader_takes_annotations(blobs: np.ndarray) -> None:
     coco.dataset = {
         "images": [{"id": 7, "height": 40, "width": 60}],
         "categories": [{"id": 1, "name": "referred"}],
-        "annotations": [converters.to_coco(r, 7, n) for n, r in enumerate(results, start=1)],
+        "annotations": [r.to_coco(7, n) for n, r in enumerate(results, start=1)],
     }
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 def segmentation(mask: np.ndarray, logit: float = 0.0) -> Segmentation:
     logits = np.full((4, 4), -9, np.float32)
     logits[1, 2] = logit
-    return Segmentation(mask, logits, "a cat", False, int(mask.sum()), None)
+    return Segmentation(mask, logits, "a cat", False, int(mask.sum()), None, 0.35)
 
 
 def test_from_the_engine(tiny_bundle):

@@ -39,6 +39,7 @@ def test_json_is_the_engine_s_answer_bit_for_bit(
         assert found["box"] == (None if right.box is None else list(right.box))
         assert found["area"] == right.area
         assert found["score"] == pytest.approx(right.score, abs=1e-6)
+        assert found["confidence"] == pytest.approx(right.confidence, abs=1e-6)
         assert found["truncated"] is right.truncated
         assert found["expression"] == right.expression
 
@@ -59,6 +60,26 @@ def test_all_ways_to_ask_give_the_same(server: Server, picture: bytes) -> None:
         files={"image_id": (None, first["image"]["id"])},
     ).json()
     assert first == raw == again == form
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.6, 1.0])
+def test_threshold(server: Server, engine: Engine, picture: bytes, threshold: float) -> None:
+    right = engine.segment(picture, "a b", threshold=threshold)
+    first = httpx.post(
+        server.url + SEGMENT, **multipart(picture, ["a b"], threshold=str(threshold))
+    ).json()
+    again = httpx.post(
+        server.url + SEGMENT,
+        json={"image_id": first["image"]["id"], "expressions": ["a b"], "threshold": threshold},
+    ).json()
+    raw = httpx.post(
+        server.url + SEGMENT,
+        content=picture,
+        params={"expression": "a b", "threshold": threshold},
+        headers={"content-type": "image/png"},
+    ).json()
+    assert first["results"][0]["rle"] == right.rle()
+    assert first == again == raw
 
 
 def test_masks_as_pictures(server: Server, engine: Engine, picture: bytes) -> None:
@@ -143,6 +164,10 @@ def png_that_claims(width: int, height: int) -> bytes:
             413,
             "200,000 bytes",
         ),
+        ({"files": {"image": ("x", b"x")}, "data": {**ONE, "threshold": "2"}}, 422, "0 to 1"),
+        ({"files": {"image": ("x", b"x")}, "data": {**ONE, "threshold": "x"}}, 422, "0 to 1"),
+        ({"files": {"image": ("x", b"x")}, "data": {**ONE, "threshold": "nan"}}, 422, "0 to 1"),
+        ({"json": {"image_id": "x", "expressions": ["a"], "threshold": 2}}, 422, "threshold"),
         ({"json": {"image_id": "x", "expressions": "a"}}, 422, "expressions is"),
         ({"json": {"image_id": "x", "expressions": ["a"], "colour": 1}}, 422, "colour"),
         ({"json": {"image_id": "x", "expressions": ["a"]}}, 404, "send it again"),
@@ -204,20 +229,23 @@ def test_many_slow_clients_do_not_keep_others_out(server: Server, picture: bytes
             one.close()
 
 
-def test_metrics_count_what_happened(server: Server, picture: bytes) -> None:
+def test_metrics_count_what_happened(server: Server) -> None:
     def value(name: str) -> float:
         text = httpx.get(f"{server.url}/metrics").text
         return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
 
     names = {
         'cris_requests_total{route="/v1/segment",status="200"}': 1,
-        'cris_stage_seconds_count{stage="segment"}': 1,
-        'cris_batch_size_sum{stage="segment"}': 3,
+        'cris_stage_seconds_count{stage="mask_decoder"}': 1,
+        'cris_batch_size_sum{stage="mask_decoder"}': 3,
         "cris_truncated_expressions_total": 1,
         'cris_cache_misses_total{cache="pictures"}': 1,
+        'cris_cache_misses_total{cache="images"}': 1,
     }
     before = {name: value(name) for name in names}
-    image = picture + time.time_ns().to_bytes(8, "big")  # one that it does not know
+    # An image that it does not know.
+    pixels = np.random.default_rng(time.time_ns()).integers(0, 256, (30, 40, 3), np.uint8)
+    image = cv2.imencode(".png", pixels)[1].tobytes()
     httpx.post(server.url + SEGMENT, **multipart(image, ["a", "b", "c " * 40])).raise_for_status()
     assert {name: value(name) - before[name] for name in names} == names
     assert value("cris_waiting_requests") == 0
