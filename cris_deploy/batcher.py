@@ -313,7 +313,9 @@ class Batcher:
         end = time.monotonic() + self.limits.delay
         while not self._closing and (left := end - time.monotonic()) > 0:
             pairs = sum(len(entry.request.prompts) - entry.taken for entry in self._queue)
-            if pairs >= self.limits.pairs or len(self._queue) >= self.limits.images:
+            images = len({entry.key for entry in self._queue})
+            # One image alone may yet be asked for more, also where a batch has room for one only.
+            if pairs >= self.limits.pairs or images >= max(2, self.limits.images):
                 return
             self._changed.wait(left)
 
