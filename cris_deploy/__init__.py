@@ -9,11 +9,13 @@ result.mask  # (H, W) bool
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from cris_deploy.batcher import BatchCounts, Batcher, BatchLimits
     from cris_deploy.bundle.manifest import Precision
     from cris_deploy.engine import Engine
     from cris_deploy.errors import (
         BackendError,
         BundleError,
+        BusyError,
         CrisError,
         EngineTimeoutError,
         ExpressionError,
@@ -22,9 +24,11 @@ if TYPE_CHECKING:
         KernelError,
     )
     from cris_deploy.execution.backends import BackendName, Choice, Compute, Device
+    from cris_deploy.execution.cache import CacheCounts
     from cris_deploy.proof.check import CheckReport, check
+    from cris_deploy.results.converters import to_fiftyone, to_supervision
     from cris_deploy.results.device_segmentation import DeviceSegmentation
-    from cris_deploy.results.engine_info import EngineInfo
+    from cris_deploy.results.engine_info import CacheInfo, EngineInfo, MemoryUse
     from cris_deploy.results.scene import Scene
     from cris_deploy.results.segmentation import Segmentation
     from cris_deploy.words.tokenizer import TruncationWarning
@@ -32,7 +36,13 @@ if TYPE_CHECKING:
 __all__ = [
     "BackendError",
     "BackendName",
+    "BatchCounts",
+    "BatchLimits",
+    "Batcher",
     "BundleError",
+    "BusyError",
+    "CacheCounts",
+    "CacheInfo",
     "CheckReport",
     "Choice",
     "Compute",
@@ -46,22 +56,28 @@ __all__ = [
     "ImageError",
     "InputError",
     "KernelError",
+    "MemoryUse",
     "Precision",
     "Scene",
     "Segmentation",
     "TruncationWarning",
     "__version__",
     "check",
+    "to_fiftyone",
+    "to_supervision",
 ]
 
 _MODULES = {
     "execution.backends": ("BackendName", "Choice", "Compute", "Device"),
     "proof.check": ("CheckReport", "check"),
     "results.device_segmentation": ("DeviceSegmentation",),
+    "batcher": ("BatchCounts", "BatchLimits", "Batcher"),
     "engine": ("Engine",),
+    "execution.cache": ("CacheCounts",),
     "errors": (
         "BackendError",
         "BundleError",
+        "BusyError",
         "CrisError",
         "EngineTimeoutError",
         "ExpressionError",
@@ -70,7 +86,8 @@ _MODULES = {
         "KernelError",
     ),
     "bundle.manifest": ("Precision",),
-    "results.engine_info": ("EngineInfo",),
+    "results.converters": ("to_fiftyone", "to_supervision"),
+    "results.engine_info": ("CacheInfo", "EngineInfo", "MemoryUse"),
     "results.scene": ("Scene",),
     "results.segmentation": ("Segmentation",),
     "words.tokenizer": ("TruncationWarning",),

@@ -33,7 +33,7 @@ from cris_deploy.results.segmentation import Segmentation
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class BatchLimits:
     """How large a batch may become, and what may wait.
 
     Attributes:
@@ -49,7 +49,7 @@ class Limits:
     waiting: int = 256
 
     @classmethod
-    def of(cls, device: Device) -> "Limits":
+    def of(cls, device: Device) -> "BatchLimits":
         """Give the limits that suit a device.
 
         On a CPU a batch of images costs what its parts do, so it is kept short for the sake of
@@ -65,7 +65,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Counts:
+class BatchCounts:
     """What a batcher has done since it was made, and what is waiting now.
 
     `images` and `pairs` went through the network in so many `image_runs` and `pair_runs`;
@@ -118,7 +118,7 @@ class Batcher:
 
     Args:
         engine: With which, or its steps. It stays the caller's, who closes it after the batcher.
-        limits: Of batches and of what waits; None takes `Limits.of` the engine's device.
+        limits: Of batches and of what waits; None takes `BatchLimits.of` the engine's device.
         workers: Batches that may run at once; None for the engine's streams.
         decode_threads: Images that are decoded at once.
     """
@@ -126,7 +126,7 @@ class Batcher:
     def __init__(
         self,
         engine: Engine | Steps,
-        limits: Limits | None = None,
+        limits: BatchLimits | None = None,
         *,
         workers: int | None = None,
         decode_threads: int = 4,
@@ -139,11 +139,11 @@ class Batcher:
             "decode_threads", decode_threads, 1, arguments.MOST_THREADS
         )
         self._steps: Final = engine.pipeline if isinstance(engine, Engine) else engine
-        self.limits: Final = limits or Limits.of(Device.CPU if info is None else info.device)
+        self.limits: Final = limits or BatchLimits.of(Device.CPU if info is None else info.device)
         self._changed: Final = Condition()
         self._queue: deque[_Waiting] = deque()
         self._open: set[_Request] = set()
-        self._counts: Final = dict.fromkeys(Counts.__dataclass_fields__, 0)
+        self._counts: Final = dict.fromkeys(BatchCounts.__dataclass_fields__, 0)
         self._closing = False  # no more requests
         self._complete = False  # and none that is still being decoded
         self._decoders: Final = ThreadPoolExecutor(decode_threads, "cris-decode")
@@ -238,10 +238,10 @@ class Batcher:
                 end.cancel()
         return results[0] if isinstance(expression, str) else results
 
-    def counts(self) -> Counts:
+    def counts(self) -> BatchCounts:
         """Say what has been done, and what is waiting."""
         with self._changed:
-            return Counts(**{**self._counts, "waiting": len(self._open)})
+            return BatchCounts(**{**self._counts, "waiting": len(self._open)})
 
     def close(self) -> None:
         """Take no more requests, answer those that were taken, and end the threads."""

@@ -244,6 +244,7 @@ class Engine:
         *,
         on_error: Literal["raise"] = "raise",
         decode_threads: int | None = None,
+        threshold: float | None = None,
     ) -> Generator[Segmentation, None, None]: ...
     @overload
     def stream(
@@ -253,6 +254,7 @@ class Engine:
         *,
         on_error: Literal["yield"],
         decode_threads: int | None = None,
+        threshold: float | None = None,
     ) -> Generator[Segmentation | CrisError, None, None]: ...
     def stream(
         self,
@@ -261,6 +263,7 @@ class Engine:
         *,
         on_error: Literal["raise", "yield"] = "raise",
         decode_threads: int | None = None,
+        threshold: float | None = None,
     ) -> Generator[Segmentation | CrisError, None, None]:
         """Segment (image, expression) pairs in batches, results in the order of the pairs.
 
@@ -272,6 +275,7 @@ class Engine:
             itself raises is an end in both.
         decode_threads: files, and bytes of files, are decoded in so many threads; None for one per
             core, at most 4. They end when the iterator is closed.
+        threshold: as in `segment`.
         Repeated images are encoded once.
         """
         from cris_deploy.execution.stream import segment_pairs
@@ -288,7 +292,10 @@ class Engine:
                 "generator or the like"
             )
         self.pipeline.require_open()
-        items = segment_pairs(self.pipeline, Segmentation.of, iter(pairs), batch_size, threads)
+        limit = arguments.fraction_or_none("threshold", threshold, "the model's own")
+        items = segment_pairs(
+            self.pipeline, Segmentation.of, iter(pairs), batch_size, threads, limit
+        )
         return items if on_error == "yield" else _raising(items)
 
     def warm_up(self, batch_sizes: Sequence[int] = (1,), expressions: Sequence[int] = (1,)) -> None:

@@ -24,6 +24,7 @@ SUBCOMMANDS: Final = {
     "kernels": "cris_bench.report.kernels",
     "compare": "cris_bench.report.compare",
     "report": "cris_bench.report.document",
+    "serve": "cris_bench.scopes.serving",
 }
 """Name -> module with its `main`, imported when it is asked for."""
 ALL: Final = "all"

@@ -22,7 +22,9 @@ _EPILOG = """\
 IMAGE may be a folder (all images in it), or a .jsonl file whose lines are
   {"image": "a.jpg", "expression": "the man in red"}   or "expressions": ["...", "..."]
 with paths relative to the file. Written are, per image, NAME.mask-1.png, NAME.mask-2.png, ...
-(0 and 255, one per expression) and NAME.overlay.png. Exit code 2 if anything could not be done.
+(0 and 255, one per expression) and NAME.overlay.png. Of a video (.mp4, .mov, .mkv, .avi, .webm) or
+a camera (camera:0, until Ctrl-C) NAME.mp4 is written, with the masks drawn onto every frame.
+Exit code 2 if anything could not be done.
 """
 
 
@@ -83,34 +85,19 @@ def segment_jobs(
     jobs: Sequence[Job | BadEntry],
     output: Path,
     *,
-    backend: str = AUTO,
-    device: str = AUTO,
-    precision: str = AUTO,
-    threads: int | None = None,
-    max_pixels: int = MAX_PIXELS,
-    manifest_sha256: str | None = None,
-    trust_plans: bool = False,
-    allow_plan_code: bool = False,
     batch_size: int = 8,
+    threshold: float | None = None,
+    max_pixels: int = MAX_PIXELS,
+    **options: Any,
 ) -> Iterator[Report]:
     """Segment jobs and write their masks and overlays into `output`; one report per job, in order.
 
-    A job that fails is reported and the others are done. Raises CrisError for what concerns all:
-    the bundle, the backend, the output folder.
+    `options` are further ones of `Engine`. A job that fails is reported and the others are done.
+    Raises CrisError for what concerns all: the bundle, the backend, the output folder.
     """
     from cris_deploy.engine import Engine
 
-    engine = Engine(
-        bundle,
-        backend=backend,
-        device=device,
-        precision=precision,
-        threads=threads,
-        max_pixels=max_pixels,
-        manifest_sha256=manifest_sha256,
-        trust_plans=trust_plans,
-        allow_plan_code=allow_plan_code,
-    )
+    engine = Engine(bundle, max_pixels=max_pixels, **options)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -121,7 +108,8 @@ def segment_jobs(
         if isinstance(job, Job)
         for expression in job.expressions
     )
-    with engine, closing(engine.stream(pairs, batch_size, on_error="yield")) as stream:
+    items = engine.stream(pairs, batch_size, on_error="yield", threshold=threshold)
+    with engine, closing(items) as stream:
         for job in jobs:
             if isinstance(job, BadEntry):
                 yield Report(job, problems=(job.problem,))
@@ -218,10 +206,11 @@ def _parser() -> argparse.ArgumentParser:
         examples=(
             "cris-segment scenes.bundle scene.png 'the red star' 'the leftmost square' -o masks",
             "cris-segment scenes.bundle lists/today.jsonl -o masks",
+            "cris-segment scenes.bundle street.mp4 'the red car' --reuse 4 -o masks",
         ),
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="what cris-export wrote")
-    parser.add_argument("image", type=Path, metavar="IMAGE", help="image, folder, or .jsonl file")
+    parser.add_argument("image", type=Path, metavar="IMAGE", help="image, folder, .jsonl, video")
     parser.add_argument("expressions", nargs="*", metavar="EXPRESSION", help="what to find")
     parser.add_argument(
         "-o",
@@ -232,6 +221,20 @@ def _parser() -> argparse.ArgumentParser:
         help="folder for masks and overlays (default: segmented)",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object per image on stdout")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        metavar="P",
+        help="probability above which a pixel is in the mask (default: the checkpoint's)",
+    )
+    parser.add_argument(
+        "--reuse",
+        type=float,
+        metavar="LEVELS",
+        help="videos: a frame in which no block of 16 x 16 pixels changed by more than this, of "
+        "255, keeps the masks of the last computed one (default: none does)",
+    )
+    parser.add_argument("--frames", type=int, metavar="N", help="videos: no more than these")
     parser.add_argument(
         "--backend", default=AUTO, choices=[AUTO, *BackendName], help="runtime (default: auto)"
     )
@@ -279,6 +282,42 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", module="PIL")
 
 
+def _segment_video(arguments: argparse.Namespace, options: dict[str, Any]) -> int:
+    from tqdm import tqdm
+
+    from cris_deploy.cli.video import Frame, segment_video
+    from cris_deploy.engine import Engine
+
+    if not arguments.expressions:
+        raise InputError("no expression: say what to find in the video")
+    source = arguments.image
+    name = str(source).replace(":", "-") if not source.is_file() else source.stem
+    # None hides the bar where stderr is no terminal; it shows frames a second.
+    with Engine(arguments.bundle, **options) as engine, tqdm(unit="frame", disable=None) as bar:
+
+        def told(frame: Frame) -> None:
+            bar.update()
+            if arguments.json:
+                print(json.dumps(frame.to_json()), flush=True)
+
+        summary = segment_video(
+            engine,
+            source,
+            arguments.expressions,
+            arguments.output / name,
+            threshold=arguments.threshold,
+            reuse=arguments.reuse,
+            most=arguments.frames,
+            on_frame=told,
+        )
+    if not arguments.json:
+        print(
+            f"{summary.output}  {summary.frames:,} frames, {summary.reused:,} unchanged, "
+            f"{summary.rate:.1f} a second"
+        )
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run cris-segment; gives the exit code."""
     arguments = _parser().parse_args(argv)
@@ -287,19 +326,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         _quieten()
         if arguments.image.is_dir() and arguments.output.resolve() == arguments.image.resolve():
             raise InputError(f"output {arguments.output} is the folder of the images: give another")
+        options = {
+            name: getattr(arguments, name)
+            for name in (
+                *("backend", "device", "precision", "threads", "max_pixels"),
+                *("manifest_sha256", "trust_plans", "allow_plan_code"),
+            )
+        }
+        from cris_deploy.cli.video import is_video
+
+        if is_video(arguments.image):
+            return _segment_video(arguments, options)
+        for flag in ("reuse", "frames"):
+            if getattr(arguments, flag) is not None:
+                raise InputError(f"--{flag} is for videos: {arguments.image} is none")
         jobs = read_jobs(arguments.image, arguments.expressions)
         reports = segment_jobs(
-            arguments.bundle,
-            jobs,
-            arguments.output,
-            backend=arguments.backend,
-            device=arguments.device,
-            precision=arguments.precision,
-            threads=arguments.threads,
-            max_pixels=arguments.max_pixels,
-            manifest_sha256=arguments.manifest_sha256,
-            trust_plans=arguments.trust_plans,
-            allow_plan_code=arguments.allow_plan_code,
+            arguments.bundle, jobs, arguments.output, threshold=arguments.threshold, **options
         )
         return _print_reports(reports, len(jobs), arguments.json)
 

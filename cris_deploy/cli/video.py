@@ -37,6 +37,24 @@ class Frame:
     results: tuple[Segmentation, ...]
     reused: bool
 
+    def to_json(self) -> dict[str, Any]:
+        """Give the frame as plain data."""
+        return {
+            "frame": self.number,
+            "reused": self.reused,
+            "results": [
+                {
+                    "expression": result.expression,
+                    "truncated": result.truncated,
+                    "score": round(result.score, 6),
+                    "area": result.area,
+                    "box": result.box,
+                    "rle": result.rle(),
+                }
+                for result in self.results
+            ],
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Summary:
@@ -67,7 +85,12 @@ def change(first: Pixels, second: Pixels) -> float:
 
 
 def segment_frames(
-    engine: Engine, frames: Iterator[Pixels], expressions: Sequence[str], reuse: float | None
+    engine: Engine,
+    frames: Iterator[Pixels],
+    expressions: Sequence[str],
+    *,
+    reuse: float | None = None,
+    threshold: float | None = None,
 ) -> Iterator[tuple[Pixels, Frame]]:
     """Segment frames (H, W, 3) uint8 RGB, all of one size.
 
@@ -84,7 +107,7 @@ def segment_frames(
             and change(last, frame) <= reuse
         )
         if not reused:
-            results = tuple(engine.segment(frame, list(expressions)))
+            results = tuple(engine.segment(frame, list(expressions), threshold=threshold))
             last = frame.copy()
         yield frame, Frame(number, results, reused)
 
@@ -95,6 +118,7 @@ def segment_video(
     expressions: Sequence[str],
     output: Path,
     *,
+    threshold: float | None = None,
     reuse: float | None = None,
     most: int | None = None,
     on_frame: Any = None,
@@ -106,6 +130,7 @@ def segment_video(
         source: A file, or `camera:N`.
         expressions: What to find in every frame.
         output: The file; what stood there stays until the new one is whole.
+        threshold: As in `Engine.segment`.
         reuse: As in `segment_frames`; 0 to 255.
         most: Frames to read; None for all, which with a camera is until it is interrupted.
         on_frame: Called with every `Frame`.
@@ -120,7 +145,13 @@ def segment_video(
     began, count, kept = time.perf_counter(), 0, 0
     with _reading(source) as (video, rate), _writing(output, rate) as write:
         try:
-            for pixels, frame in segment_frames(engine, _frames(video, most), expressions, reuse):
+            for pixels, frame in segment_frames(
+                engine,
+                _frames(video, most),
+                expressions,
+                reuse=reuse,
+                threshold=threshold,
+            ):
                 write(_drawn(pixels, frame))
                 count, kept = count + 1, kept + frame.reused
                 if on_frame is not None:

@@ -34,6 +34,7 @@ def segment_pairs(
     pairs: Iterator[object],
     batch_size: int,
     threads: int | None,
+    threshold: float | None = None,
 ) -> Generator[_T | CrisError, None, None]:
     """Give one item per pair, in their order: its result, or what is wrong with this pair.
 
@@ -42,7 +43,7 @@ def segment_pairs(
     """
     cores = len(os.sched_getaffinity(0))
     pool = ThreadPoolExecutor(threads or min(cores, MOST_DECODERS), "cris-decode")
-    drawer = _Drawer(steps, pool)
+    drawer = _Drawer(steps, pool, threshold)
     ahead: deque[_Drawn | CrisError] = deque()
     ended: Exception | None = None
     drawing = True
@@ -103,8 +104,9 @@ class _Drawer:
     decoded again.
     """
 
-    def __init__(self, steps: Steps, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, steps: Steps, pool: ThreadPoolExecutor, threshold: float | None) -> None:
         self._steps = steps
+        self._threshold = threshold
         self._pool = pool
         self._last: tuple[_FileState, Future[Picture]] | None = None
 
@@ -121,7 +123,7 @@ class _Drawer:
                 raise ExpressionError(
                     f"expression is a {type(expression).__name__}: give one string per pair"
                 )
-            prompt = self._steps.read_expressions(expression)[0]
+            prompt = self._steps.read_expressions(expression, self._threshold)[0]
             return _Drawn(self._picture(image), prompt)
         except CrisError as error:
             return error

@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from cris_deploy.batcher import Batcher, Limits
+from cris_deploy.batcher import Batcher, BatchLimits
 from cris_deploy.bundle.reading import Bundle
 from cris_deploy.engine import Engine
 from cris_deploy.errors import BundleError, BusyError, CrisError
@@ -214,7 +214,7 @@ class Service:
         except BaseException:
             engine.close()
             raise
-        limits = Limits(
+        limits = BatchLimits(
             images=options.batch_images,
             pairs=options.batch_pairs,
             delay=options.batch_delay,

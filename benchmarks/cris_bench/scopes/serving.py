@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         "many clients.",
         examples=(
             "cris-bench serve demo/scenes.bundle --requests 10000 --clients 16",
-            "cris-bench serve demo/scenes.bundle --server-options '--streams 2' -o serve.json",
+            "cris-bench serve r50.bundle --image street.jpg --requests 0 -o serve.json",
         ),
     )
     add = parser.add_argument

@@ -1,5 +1,6 @@
 """Videos: every frame has its masks, frames that did not change keep them, a bad one is said."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from cris_deploy import Engine
 from cris_deploy.cli import video
+from cris_deploy.cli.segment import main
 from cris_deploy.errors import ImageError, InputError
 from cris_deploy.pixels.image import Pixels
 
@@ -117,3 +119,20 @@ def test_an_error_half_way_leaves_what_was_there(tiny_bundle: Path, tmp_path: Pa
         video.segment_video(engine, source, ["a"], output, on_frame=fail)
     assert output.read_bytes() == b"old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "out.mp4"]
+
+
+def test_the_command(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write(tmp_path / "in.mp4", [0, 0, 30])
+    command = [str(tiny_bundle), str(source), "a", "b", "--backend", "onnxruntime"]
+    assert main([*command, "-o", str(tmp_path / "out"), "--reuse", "8"]) == 0
+    assert "in.mp4  3 frames, 1 unchanged" in capsys.readouterr().out
+    assert (tmp_path / "out" / "in.mp4").is_file()
+    again = [*command, "-o", str(tmp_path / "out"), "--json", "--frames", "2", "--threshold", "1"]
+    assert main(again) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["frame"] for line in lines] == [0, 1]
+    assert [result["area"] for line in lines for result in line["results"]] == [0] * 4
+    assert main([*command[:2], "--backend", "onnxruntime"]) == 2
+    assert "say what to find" in capsys.readouterr().err
+    assert main([str(tiny_bundle), str(tmp_path), "a", "--reuse", "3"]) == 2
+    assert "--reuse is for videos" in capsys.readouterr().err

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from cris_deploy import Engine
-from cris_deploy.batcher import Batcher, Limits
+from cris_deploy.batcher import Batcher, BatchLimits
 from cris_deploy.errors import (
     BackendError,
     BusyError,
@@ -87,7 +87,7 @@ def steps() -> Steps:
 
 
 def batcher_of(steps: Any, **limits: Any) -> Batcher:
-    return Batcher(steps, Limits(**{"images": 2, "pairs": 4, **limits}))
+    return Batcher(steps, BatchLimits(**{"images": 2, "pairs": 4, **limits}))
 
 
 @contextmanager
@@ -252,7 +252,7 @@ def test_coroutines(steps: Steps) -> None:
 @pytest.mark.parametrize("bad", [{"images": 0}, {"pairs": 1.5}, {"delay": -1}, {"waiting": True}])
 def test_bad_limits(bad: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(bad))):
-        Limits(**{"images": 1, "pairs": 1, **bad})
+        BatchLimits(**{"images": 1, "pairs": 1, **bad})
 
 
 def test_bad_timeout(steps: Steps) -> None:
@@ -267,7 +267,7 @@ def test_masks_are_the_engine_s(tiny_bundle: Path) -> None:
     with Engine(tiny_bundle, backend="onnxruntime") as engine:
         expected = [engine.segment(image, words) for image, words in asked]
         with (
-            Batcher(engine, Limits(images=4, pairs=8), workers=2) as batcher,
+            Batcher(engine, BatchLimits(images=4, pairs=8), workers=2) as batcher,
             ThreadPoolExecutor(8) as pool,
         ):
             futures: list[Future[Any]] = list(pool.map(lambda a: batcher.submit(*a), asked))

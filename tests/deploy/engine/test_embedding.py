@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cris_deploy import Engine
-from cris_deploy.batcher import Batcher, Limits
+from cris_deploy.batcher import Batcher, BatchLimits
 from cris_deploy.bundle.manifest import GraphName
 from cris_deploy.errors import InputError
 from cris_deploy.pixels.mask import mask_from_logits
@@ -47,7 +47,7 @@ def test_what_is_no_threshold(engine: Engine, bad: Any) -> None:
 
 def test_requests_of_other_thresholds_share_a_batch(engine: Engine) -> None:
     limits = [None, 0.1, 0.6, 0.9]
-    with Batcher(engine, Limits(images=1, pairs=8, delay=30.0)) as batcher:
+    with Batcher(engine, BatchLimits(images=1, pairs=8, delay=30.0)) as batcher:
         futures = [batcher.submit(IMAGE, ["a", "b"], threshold=limit) for limit in limits]
         found = [future.result(60) for future in futures]
         assert batcher.counts().pair_runs == 1
