@@ -33,8 +33,8 @@ Capability: TypeAlias = Annotated[
 class RuntimeName(StrEnum):
     """Runtimes that load plans.
 
-    Two of the backends, which are more: what is here is in file names and sidecars, where another
-    word is refused, and stays when a backend joins that has no plans.
+    Not `BackendName`, which has backends without plans: these are the words in files' names and in
+    sidecars, where any other is refused, and a bundle knows nothing of what runs it.
     """
 
     TENSORRT = "tensorrt"

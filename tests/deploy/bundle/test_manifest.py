@@ -24,7 +24,7 @@ DATA = Path(__file__).parents[2] / "data/format1"
 
 @pytest.fixture
 def first_format() -> str:
-    """What the first release with a gate in its manifests wrote."""
+    """A manifest as the code of commit 683b0bd wrote it: no quantisation, weights or plans."""
     return (DATA / "manifest.json").read_text(encoding="utf-8")
 
 

@@ -27,10 +27,11 @@ def test_reads_back_what_was_written(bundle: Bundle) -> None:
 
 
 def test_a_sidecar_of_the_first_format() -> None:
+    """As the code of commit 683b0bd wrote it: without kernels."""
     text = (DATA / "plan.json").read_text(encoding="utf-8")
     record = PlanRecord.from_json(text, "s")
     assert record.file == "full.tensorrt-rtx.sm86-sm120.plan"
-    assert record.kernels == {}  # which it did not have
+    assert record.kernels == {}
     assert json.loads(record.to_json()) == {**json.loads(text), "kernels": {}}
 
 
