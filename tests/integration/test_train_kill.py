@@ -17,6 +17,7 @@ from cris_train.run.recipe import TrainConfig
 from cris_train.synthetic.refer_files import write_scenes
 from tests.helpers.training import content, rows, same, tiny_recipe, write_recipe
 
+HANGS = 300  # seconds; nothing here takes as long
 # Runs the console, and kills its own process like `kill -9` between the n-th checkpoint's last byte
 # and its renaming, or in the middle of its bytes.
 DRIVER = """
@@ -88,7 +89,7 @@ def test_killed_three_times(folder: Path, tmp_path: Path) -> None:
 
     # In the middle of the bytes of the third last.pth, after step 9.
     first = start(["-c", DRIVER, "halfway", "3", *arguments], threads)
-    assert first.wait(timeout=60) == -signal.SIGKILL
+    assert first.wait(timeout=HANGS) == -signal.SIGKILL
     assert steps_saved(output) == 6
     assert len(rows(output)) == 9  # three lines further than the checkpoint
     assert list(output.glob(".last.pth.*.partial"))
@@ -97,16 +98,16 @@ def test_killed_three_times(folder: Path, tmp_path: Path) -> None:
     # and 18; then best.pth of step 20 is there, or not if it is no better, and the next last.pth is
     # complete, but not in its place.
     second = start(["-c", DRIVER, "written", "7", *arguments], threads)
-    assert second.wait(timeout=60) == -signal.SIGKILL
+    assert second.wait(timeout=HANGS) == -signal.SIGKILL
     assert 12 <= steps_saved(output) <= 20
 
     # From outside, whenever it happens to be past step 30.
     third = start(["-m", "cris_train", *arguments], threads)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANGS
     while len(rows(output)) < 31 and time.monotonic() < deadline and third.poll() is None:
         time.sleep(0.005)
     third.kill()
-    assert third.wait(timeout=60) == -signal.SIGKILL
+    assert third.wait(timeout=HANGS) == -signal.SIGKILL
     assert steps_saved(output) >= 27
 
     train(recipe("parts"), lambda _: None, resume=True)

@@ -108,6 +108,14 @@ def test_masks_of_every_kind(tmp_path: Path, mode: str) -> None:
     assert np.array_equal(image.mask(image.objects[0]), CUP > 0)
 
 
+def test_a_line_ends_with_its_newline_and_nowhere_else(tmp_path: Path) -> None:
+    # Unicode has other line ends, which stand in JSON as they are.
+    entry = line(expression="the cup\u2028on the left\x85")
+    write(tmp_path, json.dumps(entry, ensure_ascii=False))
+    (image,) = open_split(tmp_path, "data")
+    assert image.objects[0].expressions == ("the cup\u2028on the left\x85",)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

@@ -125,7 +125,7 @@ def _lines(path: Path, root: Path, images: Path) -> Iterator[_Line]:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}; save it as UTF-8 text") from error
-    for number, content in enumerate(text.splitlines(), start=1):
+    for number, content in enumerate(text.split("\n"), start=1):
         if content.strip():
             yield _line(content, f"{path.name} line {number}", path.stem, root, images)
 
