@@ -59,8 +59,9 @@ def read(
         kind: A dataclass whose annotations say what is valid.
         text: The document.
         where: Its name, for messages.
-        newest: The newest `format` that this version reads; None where a document has none.
-        remedy: Ends every message but that of a newer format.
+        newest: The newest `format` that this version reads, and the document must say which it has;
+            None where a document has none.
+        remedy: Ends every message; a newer format's has it beside the upgrade.
         error: What is raised.
         known_only: Refuse fields that `kind` does not have, which are ignored otherwise.
 
@@ -71,12 +72,15 @@ def read(
         value = msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as failure:
         raise error(_ended(f"{where} is not valid JSON ({failure})", remedy)) from None
-    if newest is not None:
-        version = value.get("format") if isinstance(value, dict) else None
+    if newest is not None and isinstance(value, dict):
+        if "format" not in value:
+            raise error(_ended(f"{where}: format is missing", remedy))
+        version = value["format"]
         if isinstance(version, int) and version > newest:
             raise error(
                 f"{where} has format {version}, this cris-deploy reads up to {newest}: "
                 "upgrade cris-deploy (pip install -U cris-deploy)"
+                + (f", or {remedy}" if remedy else "")
             )
     return convert(kind, value, where, remedy=remedy, error=error, known_only=known_only)
 
@@ -97,22 +101,30 @@ def convert(
             hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(known))}"
             raise error(_ended(f"{where}: {place} is not known; {hint}", remedy))
     try:
-        return msgspec.convert(value, kind)
-    except msgspec.ValidationError as failure:
-        raise error(_ended(f"{where}: {_explain(kind, value, str(failure))}", remedy)) from None
-    except RecursionError:
+        try:
+            return msgspec.convert(value, kind)
+        except msgspec.ValidationError as failure:
+            problem = _explain(kind, value, str(failure))
+        raise error(_ended(f"{where}: {problem}", remedy))
+    except RecursionError:  # of the reading, or of the explaining
         raise error(_ended(f"{where} is nested too deep", remedy)) from None
 
 
 def to_json(value: object) -> str:
     """Write a document, indented, fields in their order; a number that is not finite is null."""
-    text: bytes = msgspec.json.format(msgspec.json.encode(value), indent=2)
+    text: bytes = msgspec.json.format(msgspec.json.encode(value, enc_hook=_native), indent=2)
     return text.decode() + "\n"
 
 
 def plain(value: object) -> Any:
     """Give dataclasses, enumerations and tuples as dicts, text, numbers and lists."""
     return msgspec.to_builtins(value)
+
+
+def _native(value: object) -> float:
+    if isinstance(value, float):  # NumPy's float64 is one
+        return float(value)
+    raise NotImplementedError(f"{type(value).__name__} cannot be written as JSON")
 
 
 def _ended(sentence: str, remedy: str) -> str:
@@ -129,11 +141,13 @@ def _explain(kind: Any, value: Any, message: str) -> str:
         name = problem.split("`")[1]
         return f"{at.place}.{name} is missing".lstrip(".")
     place = at.place or "the document"
-    expected = _expected(at.kind, problem, of_a_key)
     if of_a_key:
-        return f"a name in {place} is not {expected}"
+        inner = typing.get_args(_bare(at.kind))[0]
+        wrong = next((key for key in at.value if not _fits(inner, key)), None)
+        return f"{place} has {_shown(wrong)}, expected {_expected(inner, problem)}"
+    expected = _expected(at.kind, problem)
     if expected is None or at.vague:
-        return f"{place}: {problem}"
+        return f"{at.place}: {problem}".removeprefix(": ")
     return f"{place} is {_shown(at.value)}, expected {expected}"
 
 
@@ -154,9 +168,7 @@ def _locate(at: _At, steps: list[str]) -> _At:
         if step == "[...]":
             inner = typing.get_args(kind)[-1]
             for key, entry in at.value.items():
-                try:
-                    msgspec.convert(entry, inner)
-                except msgspec.ValidationError:
+                if not _fits(inner, entry):
                     return _locate(_At(inner, entry, f"{at.place}[{key!r}]"), steps[number + 1 :])
             return dataclasses.replace(at, vague=True)
         if step.startswith("["):
@@ -168,10 +180,16 @@ def _locate(at: _At, steps: list[str]) -> _At:
     return at
 
 
-def _expected(kind: Any, problem: str, of_a_key: bool) -> str | None:
+def _fits(kind: Any, value: object) -> bool:
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
+def _expected(kind: Any, problem: str) -> str | None:
     """What is valid there, in words; None if the problem is a sentence of a `__post_init__`."""
-    if of_a_key:
-        kind = typing.get_args(_bare(kind))[0]
     for meta in getattr(kind, "__metadata__", ()):
         if meta.description:
             return str(meta.description)

@@ -42,12 +42,8 @@ class EngineTimeoutError(CrisError, TimeoutError):
     """A wait took longer than the engine's `timeout`; what was waited for may still come."""
 
 
-class ExportError(CrisError):
-    """An export failed before a bundle existed."""
-
-
-class ParityError(ExportError):
-    """The exported graph does not give the checkpoint's masks within the asked budget."""
+class BusyError(CrisError):
+    """More is asked for than can be answered soon; nothing was begun, so try again later."""
 
 
 class KernelError(CrisError):

@@ -17,8 +17,9 @@ from cris_deploy.bundle.manifest import DEFAULT_MIN_IOU, GraphName, Manifest, Pr
 from cris_deploy.bundle.reading import MANIFEST, Bundle
 from cris_deploy.errors import InputError
 from cris_deploy.execution.backends import Compute, Device
-from cris_export.export import INT8_MIN_IOU, NO_ENGINES, ExportOptions, export
-from cris_export.plans.build import EngineKind, EngineOptions
+from cris_export.export import export
+from cris_export.options import INT8_MIN_IOU, ExportOptions
+from cris_export.plans.options import NO_PLANS, PlanKind, PlanOptions
 from cris_export.proof.samples import PACKAGED
 from cris_train import checkpoint as checkpoints
 from cris_train.model import TABLE_1, Cris, CrisConfig
@@ -178,10 +179,10 @@ def _export(
     step: Step,
 ) -> Path:
     """Export without a gate: what falls short is measured, and marked as such."""
-    engines = NO_ENGINES
+    plans = NO_PLANS
     if device is Device.CUDA:
-        engines = EngineOptions(
-            EngineKind.AUTO,
+        plans = PlanOptions(
+            PlanKind.AUTO,
             max_batch=max(options.batches),
             max_expressions=max(*options.expressions, 1),
         )
@@ -192,7 +193,7 @@ def _export(
             precision=precision,
             calibration=PACKAGED if precision is Precision.INT8 else None,
             gate=False,
-            engines=engines,
+            plans=plans,
         ),
         lambda line: step(f"{precision}: {line}"),
     )

@@ -4,17 +4,18 @@ Reading names the field that is wrong; keys that this version does not know are 
 format number has to change only when old readers would go wrong.
 """
 
-import dataclasses
 import json
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final
+from typing import Annotated, Any, Final, TypeAlias
 
-from cris_deploy.bundle.fields import Field
-from cris_deploy.errors import BundleError
+from msgspec import Meta
+
+from cris_deploy import documents
+from cris_deploy.documents import Count, Positive, Sha256, Share
+from cris_deploy.errors import BundleError, InputError
 
 FORMAT: Final = 1
 """Version of the bundle format that this package writes, and the newest that it reads."""
@@ -38,6 +39,23 @@ MOST_TENSORS: Final = 64
 MOST_SAMPLES: Final = 20_000
 MOST_SAMPLE_PIXELS: Final = 100_000_000
 """Pixels of a sample's image: what an engine decodes, `image.MAX_PIXELS`."""
+
+_REMEDY: Final = "export the bundle again"
+
+FileName: TypeAlias = Annotated[
+    str,
+    # No part between slashes is empty, "." or ".."; no drive, no backslash, no NUL.
+    Meta(
+        pattern=r"^(?!(?:[^\0]*/)?\.{0,2}(?:/|\Z))[^\\:\0]+\Z",
+        description="a relative path inside the bundle",
+    ),
+]
+"""A name that stays inside the bundle on every system."""
+Magnitude: TypeAlias = Annotated[float, Meta(ge=0)]
+_Side: TypeAlias = Annotated[int, Meta(ge=1, le=MOST_SIDE)]
+_SampleSide: TypeAlias = Annotated[int, Meta(ge=1, le=MOST_SAMPLE_PIXELS)]
+_Dimension: TypeAlias = Annotated[int, Meta(ge=1, le=MOST_ELEMENTS)]
+_Tensors: TypeAlias = Annotated[tuple["TensorSpec", ...], Meta(max_length=MOST_TENSORS)]
 
 
 class GraphName(StrEnum):
@@ -80,16 +98,21 @@ class TensorSpec:
 
     name: str
     dtype: DType
-    shape: tuple[int | str, ...]
+    shape: Annotated[tuple[_Dimension | str, ...], Meta(max_length=MOST_DIMENSIONS)]
+
+    def __post_init__(self) -> None:
+        if math.prod(size for size in self.shape if isinstance(size, int)) > MOST_ELEMENTS:
+            shape = ", ".join(map(str, self.shape))
+            raise InputError(f"shape is [{shape}], expected at most {MOST_ELEMENTS:,} elements")
 
 
 @dataclass(frozen=True, slots=True)
 class GraphSpec:
     """One ONNX file of the bundle and its interface."""
 
-    file: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
+    file: FileName
+    inputs: _Tensors
+    outputs: _Tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +126,10 @@ class TypeShare:
     the nodes of a float16 graph that compute in float32, and the rule that wants it.
     """
 
-    nodes: Mapping[NumberType, int]
-    weight_bytes: Mapping[NumberType, int]
-    multiply_adds: Mapping[NumberType, int]
-    conversions: int
+    nodes: Mapping[NumberType, Count]
+    weight_bytes: Mapping[NumberType, Count]
+    multiply_adds: Mapping[NumberType, Count]
+    conversions: Count
     islands: Mapping[str, str]
 
 
@@ -115,15 +138,15 @@ class ModelFacts:
     """What the checkpoint is; the runtime needs the sizes, the word length and the threshold."""
 
     architecture: str
-    input_size: int
-    mask_size: int
-    word_len: int
-    context_length: int
-    threshold: float
-    decoder_layers: int
+    input_size: _Side
+    mask_size: _Side
+    word_len: Annotated[int, Meta(ge=3, le=MOST_TOKENS)]
+    context_length: Annotated[int, Meta(ge=3)]
+    threshold: Share
+    decoder_layers: Count
     contrastive: bool
-    parameters: int
-    checkpoint_sha256: str
+    parameters: Count
+    checkpoint_sha256: Sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,13 +156,20 @@ class Sample:
     `scene` and `text` are the FP32 outputs of the image and text encoder (npz), for a few samples.
     """
 
-    image: str
+    image: FileName
     expression: str
-    logits: str
-    height: int
-    width: int
-    scene: str | None = None
-    text: str | None = None
+    logits: FileName
+    height: _SampleSide
+    width: _SampleSide
+    scene: FileName | None = None
+    text: FileName | None = None
+
+    def __post_init__(self) -> None:
+        if self.height * self.width > MOST_SAMPLE_PIXELS:
+            raise InputError(
+                f"height is {self.height}, expected at most {MOST_SAMPLE_PIXELS:,} pixels with the "
+                f"width, {self.width}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +181,9 @@ class Quantisation:
     `min_correlation` the budget for it. Bundles of earlier versions lack this and have 127 levels.
     """
 
-    weight_levels: int
-    correlation: float
-    min_correlation: float
+    weight_levels: Positive
+    correlation: Annotated[float, Meta(ge=-1, le=1)]
+    min_correlation: Share
 
 
 class Route(StrEnum):
@@ -174,11 +204,11 @@ class RouteParity:
     """
 
     route: Route
-    mean_iou: float
-    worst_iou: float
-    max_logit_error: float | None
-    worst_relative_error: float | None = None
-    mean_relative_error: float | None = None
+    mean_iou: Share
+    worst_iou: Share
+    max_logit_error: Magnitude | None
+    worst_relative_error: Magnitude | None = None
+    mean_relative_error: Magnitude | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,9 +221,9 @@ class StageParity:
     """
 
     stage: GraphName
-    relative_error: float | None
-    max_error: float | None
-    logit_error: float | None
+    relative_error: Magnitude | None
+    max_error: Magnitude | None
+    logit_error: Magnitude | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +243,7 @@ class Proof:
     routes: tuple[RouteParity, ...]
     stages: tuple[StageParity, ...]
     problem: str | None
-    logit_budget: float | None = None
+    logit_budget: Magnitude | None = None
     instructions: str | None = None
 
 
@@ -226,16 +256,16 @@ class Parity:
     full in FP32 PyTorch. `unproved` names what was installed and failed to run, and why.
     """
 
-    min_iou: float
-    mean_iou: float
-    worst_iou: float
-    max_logit_error: float | None
+    min_iou: Share
+    mean_iou: Share
+    worst_iou: Share
+    max_logit_error: Magnitude | None
     passed: bool
     proofs: tuple[Proof, ...] = ()
-    logit_budgets: Mapping[str, float] = field(default_factory=dict)
-    worst_relative_error: float | None = None
-    mean_relative_error: float | None = None
-    visible_share: float | None = None
+    logit_budgets: Mapping[str, Magnitude] = field(default_factory=dict)
+    worst_relative_error: Magnitude | None = None
+    mean_relative_error: Magnitude | None = None
+    visible_share: Share | None = None
     unproved: tuple[str, ...] = ()
 
 
@@ -243,20 +273,20 @@ class Parity:
 class FileRecord:
     """Hash and size of a file of the bundle."""
 
-    sha256: str
-    bytes: int
+    sha256: Sha256
+    bytes: Count
 
 
 @dataclass(frozen=True, slots=True)
 class PlanFile:
     """Hash and size of a plan, and the hash of its sidecar."""
 
-    sha256: str
-    bytes: int
-    sidecar_sha256: str
+    sha256: Sha256
+    bytes: Positive
+    sidecar_sha256: Sha256
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """Everything a bundle says about itself. `files` covers all files but the manifest and plans.
 
@@ -266,20 +296,20 @@ class Manifest:
     `created` is UTC, ISO 8601.
     """
 
+    format: Positive = FORMAT
     model: ModelFacts
     precision: Precision
-    opset: int
+    opset: Positive
     graphs: Mapping[GraphName, GraphSpec]
     types: Mapping[GraphName, TypeShare]
     versions: Mapping[str, str]
-    samples: tuple[Sample, ...]
+    samples: Annotated[tuple[Sample, ...], Meta(max_length=MOST_SAMPLES)]
     parity: Parity | None
     created: str
-    files: Mapping[str, FileRecord]
+    files: Mapping[FileName, FileRecord]
     quantisation: Quantisation | None = None
-    weights: Mapping[GraphName, Mapping[str, str]] = field(default_factory=dict)
-    format: int = FORMAT
-    plans: Mapping[str, PlanFile] = field(default_factory=dict)
+    weights: Mapping[GraphName, Mapping[str, Sha256]] = field(default_factory=dict)
+    plans: Mapping[FileName, PlanFile] = field(default_factory=dict)
 
     @property
     def weight_levels(self) -> int:
@@ -290,203 +320,44 @@ class Manifest:
 
     def to_json(self) -> str:
         """Write as the text of manifest.json."""
-        document = dataclasses.asdict(self)
-        document = {"format": self.format, **document}
-        return json.dumps(document, indent=2, ensure_ascii=False, sort_keys=False) + "\n"
+        return documents.to_json(self)
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str) -> "Manifest":
         """Read the text of a manifest.json; BundleError names `where` and the field."""
         if len(text) > MOST_BYTES:
             raise BundleError(
-                f"{where} is longer than {MOST_BYTES:,} bytes, which no manifest is: export the "
-                "bundle again"
+                f"{where} is longer than {MOST_BYTES:,} bytes, which no manifest is: {_REMEDY}"
             )
-        try:
-            document = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise BundleError(
-                f"{where} is not valid JSON ({error}): export the bundle again"
-            ) from None
-        return _read_manifest(Field(document, where, ""))
-
-
-def _read_manifest(root: Field) -> Manifest:
-    version = root["format"].integer(1)
-    if version > FORMAT:
-        raise BundleError(
-            f"{root.where}: the bundle has format {version}, this cris-deploy reads up to "
-            f"{FORMAT}: upgrade cris-deploy (pip install -U cris-deploy)"
+        document = documents.read(dict[str, Any], text, where, newest=FORMAT, remedy=_REMEDY)
+        known = set(GraphName)  # a later version may have more graphs
+        for part in ("graphs", "types"):
+            found = document.get(part)
+            if isinstance(found, dict):
+                document[part] = {name: found[name] for name in found if name in known}
+        manifest = documents.convert(
+            cls, document, where, remedy=_REMEDY, error=BundleError, known_only=False
         )
-    files = {
-        Field(name, root.where, "files").file_name(): FileRecord(
-            record["sha256"].sha256(), record["bytes"].integer()
-        )
-        for name, record in root["files"].items()
-    }
-
-    def sample(field: Field) -> Sample:
-        height, width = (field[side].integer(1, MOST_SAMPLE_PIXELS) for side in ("height", "width"))
-        if height * width > MOST_SAMPLE_PIXELS:
-            raise field["height"].wrong(f"at most {MOST_SAMPLE_PIXELS:,} pixels with the width")
-        return Sample(
-            listed(field["image"]),
-            field["expression"].text(),
-            listed(field["logits"]),
-            height,
-            width,
-            field.optional("scene", listed),
-            field.optional("text", listed),
-        )
-
-    def listed(field: Field) -> str:
-        if field.file_name() not in files:
-            raise field.wrong("a file that 'files' lists")
-        return field.file_name()
-
-    parity = root["parity"]
-    return Manifest(
-        format=version,
-        model=_read_model(root["model"]),
-        precision=root["precision"].one_of(Precision),
-        opset=root["opset"].integer(1),
-        graphs={
-            name: GraphSpec(
-                listed(root["graphs"][name]["file"]),
-                root["graphs"][name]["inputs"].each(_read_tensor, MOST_TENSORS),
-                root["graphs"][name]["outputs"].each(_read_tensor, MOST_TENSORS),
-            )
-            for name in GraphName
-        },
-        types={name: _read_share(root["types"][name]) for name in GraphName},
-        versions={name: version.text() for name, version in root["versions"].items()},
-        samples=root["samples"].each(sample, MOST_SAMPLES),
-        parity=None if parity.value is None else _read_parity(parity),
-        created=root["created"].text(),
-        files=files,
-        quantisation=root.optional("quantisation", _read_quantisation),
-        weights=root.optional("weights", _read_weights) or {},
-        plans=root.optional("plans", _read_plans) or {},
-    )
+        problem = _problem(manifest)
+        if problem is not None:
+            raise BundleError(f"{where}: {problem}: {_REMEDY}")
+        return manifest
 
 
-def _read_plans(plans: Field) -> dict[str, PlanFile]:
-    return {
-        Field(name, plans.where, plans.path).file_name(): PlanFile(
-            plan["sha256"].sha256(), plan["bytes"].integer(1), plan["sidecar_sha256"].sha256()
-        )
-        for name, plan in plans.items()
-    }
+def _problem(manifest: Manifest) -> str | None:
+    """What no field says by itself: all graphs are there, and `files` lists what others name.
 
-
-def _read_weights(weights: Field) -> dict[GraphName, dict[str, str]]:
-    return {
-        Field(name, weights.where, weights.path).one_of(GraphName): {
-            tensor: digest.sha256() for tensor, digest in digests.items()
-        }
-        for name, digests in weights.items()
-    }
-
-
-def _read_model(model: Field) -> ModelFacts:
-    return ModelFacts(
-        architecture=model["architecture"].text(),
-        input_size=model["input_size"].integer(1, MOST_SIDE),
-        mask_size=model["mask_size"].integer(1, MOST_SIDE),
-        word_len=model["word_len"].integer(3, MOST_TOKENS),
-        context_length=model["context_length"].integer(3),
-        threshold=model["threshold"].number(0, 1),
-        decoder_layers=model["decoder_layers"].integer(),
-        contrastive=model["contrastive"].boolean(),
-        parameters=model["parameters"].integer(),
-        checkpoint_sha256=model["checkpoint_sha256"].sha256(),
-    )
-
-
-def _read_tensor(tensor: Field) -> TensorSpec:
-    def dimension(field: Field) -> int | str:
-        return field.text() if isinstance(field.value, str) else field.integer(1, MOST_ELEMENTS)
-
-    shape = tensor["shape"].each(dimension, MOST_DIMENSIONS)
-    if math.prod(size for size in shape if isinstance(size, int)) > MOST_ELEMENTS:
-        raise tensor["shape"].wrong(f"at most {MOST_ELEMENTS:,} elements")
-    return TensorSpec(tensor["name"].text(), tensor["dtype"].one_of(DType), shape)
-
-
-def _read_share(share: Field) -> TypeShare:
-    def counts(field: Field) -> dict[NumberType, int]:
-        return {
-            Field(name, field.where, field.path).one_of(NumberType): count.integer()
-            for name, count in field.items()
-        }
-
-    return TypeShare(
-        nodes=counts(share["nodes"]),
-        weight_bytes=counts(share["weight_bytes"]),
-        multiply_adds=counts(share["multiply_adds"]),
-        conversions=share["conversions"].integer(),
-        islands={node: rule.text() for node, rule in share["islands"].items()},
-    )
-
-
-def _read_quantisation(quantisation: Field) -> Quantisation:
-    return Quantisation(
-        weight_levels=quantisation["weight_levels"].integer(1),
-        correlation=quantisation["correlation"].number(-1, 1),
-        min_correlation=quantisation["min_correlation"].number(0, 1),
-    )
-
-
-def _read_parity(parity: Field) -> Parity:
-    return Parity(
-        min_iou=parity["min_iou"].number(0, 1),
-        mean_iou=parity["mean_iou"].number(0, 1),
-        worst_iou=parity["worst_iou"].number(0, 1),
-        max_logit_error=parity.optional("max_logit_error", _read_error),
-        passed=parity["passed"].boolean(),
-        proofs=parity.optional("proofs", lambda proofs: proofs.each(_read_proof)) or (),
-        logit_budgets=parity.optional("logit_budgets", _read_budgets) or {},
-        worst_relative_error=parity.optional("worst_relative_error", _read_error),
-        mean_relative_error=parity.optional("mean_relative_error", _read_error),
-        visible_share=parity.optional("visible_share", lambda share: share.number(0, 1)),
-        unproved=parity.optional("unproved", lambda reasons: reasons.each(Field.text)) or (),
-    )
-
-
-def _read_budgets(budgets: Field) -> dict[str, float]:
-    return {compute: _read_error(budget) for compute, budget in budgets.items()}
-
-
-def _read_proof(proof: Field) -> Proof:
-    return Proof(
-        backend=proof["backend"].text(),
-        version=proof["version"].text(),
-        device=proof["device"].text(),
-        compute=proof["compute"].text(),
-        required=proof["required"].boolean(),
-        routes=proof["routes"].each(
-            lambda route: RouteParity(
-                route["route"].one_of(Route),
-                route["mean_iou"].number(0, 1),
-                route["worst_iou"].number(0, 1),
-                route.optional("max_logit_error", _read_error),
-                route.optional("worst_relative_error", _read_error),
-                route.optional("mean_relative_error", _read_error),
-            )
-        ),
-        stages=proof["stages"].each(
-            lambda stage: StageParity(
-                stage["stage"].one_of(GraphName),
-                stage.optional("relative_error", _read_error),
-                stage.optional("max_error", _read_error),
-                stage.optional("logit_error", _read_error),
-            )
-        ),
-        problem=proof.optional("problem", Field.text),
-        logit_budget=proof.optional("logit_budget", _read_error),
-        instructions=proof.optional("instructions", Field.text),
-    )
-
-
-def _read_error(error: Field) -> float:
-    return error.number(0, sys.float_info.max)
+    Not in `__post_init__`, since an export has a manifest before it has all files.
+    """
+    for part in ("graphs", "types"):
+        for graph in GraphName:
+            if graph not in getattr(manifest, part):
+                return f"{part}['{graph}'] is missing"
+    named = {f"graphs['{graph}'].file": spec.file for graph, spec in manifest.graphs.items()}
+    for index, sample in enumerate(manifest.samples):
+        for field_name in ("image", "logits", "scene", "text"):
+            named[f"samples[{index}].{field_name}"] = getattr(sample, field_name)
+    for place, file in named.items():
+        if file is not None and file not in manifest.files:
+            return f"{place} is {json.dumps(file)}, expected a file that 'files' lists"
+    return None

@@ -90,6 +90,7 @@ def segment_jobs(
     max_pixels: int = MAX_PIXELS,
     manifest_sha256: str | None = None,
     trust_plans: bool = False,
+    allow_plan_code: bool = False,
     batch_size: int = 8,
 ) -> Iterator[Report]:
     """Segment jobs and write their masks and overlays into `output`; one report per job, in order.
@@ -108,6 +109,7 @@ def segment_jobs(
         max_pixels=max_pixels,
         manifest_sha256=manifest_sha256,
         trust_plans=trust_plans,
+        allow_plan_code=allow_plan_code,
     )
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -258,6 +260,11 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="take TensorRT plans that the bundle does not list; a plan is code",
     )
+    parser.add_argument(
+        "--allow-plan-code",
+        action="store_true",
+        help="run the machine code that version-compatible TensorRT plans bring",
+    )
     return parser
 
 
@@ -292,6 +299,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             max_pixels=arguments.max_pixels,
             manifest_sha256=arguments.manifest_sha256,
             trust_plans=arguments.trust_plans,
+            allow_plan_code=arguments.allow_plan_code,
         )
         return _print_reports(reports, len(jobs), arguments.json)
 

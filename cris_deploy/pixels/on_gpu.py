@@ -4,7 +4,7 @@ Arrays come from any library that speaks DLPack or `__cuda_array_interface__` (P
 pycuda, cuda-python); nothing is copied. The caller gives the stream and all memory: a call
 allocates nothing, waits for nothing, and can be captured in a CUDA graph. Data must be ready in
 the order of that stream. On a device COCO run lengths are not made: copy the packed bits back, an
-eighth of the mask, and use `cris_deploy.pixels.mask.rle` on the host.
+eighth of the mask, and use `cris_deploy.pixels.measures.rle` on the host.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,8 @@ from types import ModuleType
 
 from cris_deploy.errors import BackendError
 from cris_deploy.pixels.image import Letterbox
-from cris_deploy.pixels.mask import Upsampling, kernel_frame, load_kernels
+from cris_deploy.pixels.kernels import kernel_frame, load_kernels
+from cris_deploy.pixels.mask import Upsampling
 
 STATS = 5
 """Columns of `stats`: area, x0, y0, x1, y1 (x1 and y1 exclusive; x0 >= x1 for an empty mask)."""

@@ -110,6 +110,8 @@ def check(
     precision: str = AUTO,
     min_iou: float | None = None,
     max_logit_error: float | None = None,
+    trust_plans: bool = False,
+    allow_plan_code: bool = False,
     verify: bool = True,
     step: Callable[[str], None] = lambda _: None,
 ) -> CheckReport:
@@ -125,6 +127,8 @@ def check(
             standard deviation that they have in FP32 PyTorch; None for the budget that the bundle
             was exported with in the arithmetic that runs, or this version's. In float32 each
             stage's outputs are held to it as well, relative to their size.
+        trust_plans: As `Engine` takes it.
+        allow_plan_code: As `Engine` takes it.
         verify: Off skips the files' hashes, and those of single weights unless something is wrong.
         step: Called with a short line before the samples are run, for progress.
 
@@ -140,7 +144,15 @@ def check(
     opened = Bundle.open(bundle, verify)
     references = _read_references(opened)
     unproved = []
-    with Engine(opened, backend=backend, device=device, precision=precision, cache=False) as engine:
+    with Engine(
+        opened,
+        backend=backend,
+        device=device,
+        precision=precision,
+        cache=False,
+        trust_plans=trust_plans,
+        allow_plan_code=allow_plan_code,
+    ) as engine:
         choice = engine.info.choice
         step(f"running {len(references)} samples with {choice.backend} on {choice.place}")
         samples = _by_stages(engine, references)
@@ -151,7 +163,13 @@ def check(
         )
     try:
         graphs, _ = load_graphs(
-            opened, [GraphName.FULL], choice.backend, choice.place, choice.compute
+            opened,
+            [GraphName.FULL],
+            choice.backend,
+            choice.place,
+            choice.compute,
+            trust_plans=trust_plans,
+            allow_plan_code=allow_plan_code,
         )
     except BackendError as error:
         # Engines go by the stages: without the full graph this backend serves all the same.

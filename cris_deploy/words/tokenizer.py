@@ -1,33 +1,27 @@
-"""Expressions in: CLIP's text cleaning and byte-pair encoding, with a report of what was cut.
+"""Expressions become tokens by CLIP's byte-pair encoding, with a report of what was cut.
 
 The result equals CLIP's own tokenizer on every string, its oddities included: the markers
 `<start_of_text>` and `<end_of_text>` written out in an expression become their tokens, and a "!"
 that byte-pair encoding leaves inside a word is token 0, which the model takes for padding.
 """
 
-import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-import ftfy
 import numpy as np
 import regex
 import tokenizers
 from numpy.typing import NDArray
 
 from cris_deploy.errors import BundleError, ExpressionError, InputError
+from cris_deploy.words.cleaning import END, PATTERN, START, clean
 
-START: Final = "<start_of_text>"
-END: Final = "<end_of_text>"
 WORD_END: Final = "</w>"
 CONTEXT_LENGTH: Final = 77
 """Positions for which a CLIP text transformer has learnt embeddings."""
-
-PATTERN: Final = rf"{START}|{END}|'s|'t|'re|'ve|'m|'ll|'d|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L}}\p{{N}}]+"
-"""CLIP's words: contractions, runs of letters, single digits, runs of anything else but space."""
 
 _CACHED_WORDS = 16384
 
@@ -42,19 +36,6 @@ class TokenBatch:
 
     tokens: NDArray[np.int64]
     truncated: tuple[bool, ...]
-
-
-def clean(expression: str) -> str:
-    """Clean an expression as CLIP does before it looks for words.
-
-    Mends mis-encoded text (ftfy), resolves HTML entities twice, folds white space, lower case.
-    """
-    text = expression
-    # In printable ASCII without an entity there is nothing to mend, and to look takes 0.1 ms.
-    if not (text.isascii() and text.isprintable()) or "&" in text:
-        text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    # str.split, not a regular expression's \s: only the former takes \x1c..\x1f for white space.
-    return " ".join(text.split()).lower()
 
 
 class Tokenizer:

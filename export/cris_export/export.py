@@ -5,41 +5,40 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import gc
-import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
 from cris_deploy.bundle import reading as bundles
 from cris_deploy.bundle.fingerprints import fingerprint
-from cris_deploy.bundle.manifest import DEFAULT_MIN_IOU, MOST_SAMPLES, Quantisation, TypeShare
+from cris_deploy.bundle.manifest import MOST_SAMPLES, Quantisation, TypeShare
 from cris_deploy.bundle.plans import PlanRecord
-from cris_deploy.bundle.reading import BundleWriter, GraphName, Precision
-from cris_deploy.errors import InputError, ParityError
+from cris_deploy.bundle.reading import GraphName, Precision
+from cris_deploy.errors import InputError
 from cris_deploy.machine.versions import version_of
 from cris_deploy.pixels.mask import mask_from_logits
-from cris_deploy.proof.gate import Bound, check_logit_budget, is_visible, nothing_to_see
+from cris_deploy.proof.gate import Bound, is_visible, nothing_to_see
 from cris_deploy.words.tokenizer import Tokenizer
+from cris_export.errors import ParityError
 from cris_export.graph import trace
 from cris_export.graph.stages import build_stages
 from cris_export.graph.tokenizer import write_tokenizer
 from cris_export.graph.weights import WeightFile, compose_full
-from cris_export.plans.build import EngineKind, EngineOptions
+from cris_export.options import ExportOptions
 from cris_export.plans.planner import Planner
 from cris_export.precision.float16 import to_float16
 from cris_export.precision.int8.half import find_float_islands
-from cris_export.precision.int8.stage import MIN_CORRELATION, to_int8
+from cris_export.precision.int8.stage import to_int8
+from cris_export.precision.islands import Islands, find_islands
 from cris_export.precision.layers import worst_layer
-from cris_export.precision.rules import Islands, find_islands
 from cris_export.precision.shares import type_share
 from cris_export.proof import samples, verify
 from cris_export.proof.float32 import Reference, measure_stages, write_reference
 from cris_export.proof.samples import Answer, SampleSource
+from cris_export.write import BundleWriter
 from cris_train import checkpoint as checkpoints
 from cris_train.checkpoint import Checkpoint
 from cris_train.model import Cris
@@ -48,9 +47,6 @@ from cris_train.model import Cris
 SCRATCH = ".float32"
 # A pair costs a second or two at full size; a hundred show the ranges as well as a thousand.
 MOST_CALIBRATION = 128
-# Edges of objects move by a pixel in int8; what is segmented, and the mIoU on a data set, do not.
-INT8_MIN_IOU = 0.95
-NO_ENGINES = EngineOptions(EngineKind.NONE)
 # The paper and the reference cut probabilities here.
 THRESHOLD = 0.35
 VERSIONS_OF = ("cris-deploy", "torch", "open_clip_torch", "onnx", "onnxscript", "onnxruntime")
@@ -68,79 +64,6 @@ _BUDGET_REMEDIES = {
 
 
 @dataclass(frozen=True)
-class ExportOptions:
-    """What to export and how.
-
-    Attributes:
-        checkpoint: The `.pth` file.
-        output: The bundle's directory; None for `x.bundle` beside `x.pth`.
-        word_len: Tokens per expression; None to take the checkpoint's, or 17.
-        precision: Type of weights and arithmetic.
-        half: Whether an int8 bundle has float16 between its int8 layers, for GPUs.
-        samples: JSONL of pairs to prove the export on; None for the packaged ones.
-        calibration: JSONL of pairs to calibrate INT8 on, which needs it; nothing else may have it.
-        min_iou: Least mean mask IoU against FP32 PyTorch, 0 to 1; None for 0.99, for INT8 0.95.
-        min_correlation: Least correlation of INT8 logits with float32, 0 to 1, on each of a few
-            calibration pairs; None for 0.99.
-        max_logit_error: Largest error of a sample's logits relative to their deviation; None for
-            what `cris_deploy.proof.gate` gives for the precision and the arithmetic that runs.
-        opset: ONNX operator set.
-        engines: Plans to build; none if not given.
-        asked: What has to prove the bundle beside ONNX Runtime on the CPU; what `auto` takes here
-            if nothing is asked for.
-        gate: Off hands over a bundle that failed, and its manifest says so: to measure with.
-    """
-
-    checkpoint: Path
-    output: Path | None = None
-    word_len: int | None = None
-    precision: Precision = Precision.FP32
-    half: bool = False
-    samples: Path | None = None
-    calibration: Path | None = None
-    min_iou: float | None = None
-    min_correlation: float | None = None
-    opset: int = trace.DEFAULT_OPSET
-    engines: EngineOptions = NO_ENGINES
-    max_logit_error: float | None = None
-    asked: verify.Asked = verify.NOTHING_ASKED
-    gate: bool = True
-
-    def __post_init__(self) -> None:
-        if (self.precision is Precision.INT8) != (self.calibration is not None):
-            raise InputError(
-                "--int8 and --calibration FILE go together: give a JSONL of images and expressions "
-                "like those to come, a hundred or so"
-            )
-        if self.half and self.precision is not Precision.INT8:
-            raise InputError("half: what is not int8 has float16 with precision fp16")
-        if not 0.0 <= self.budget <= 1.0:
-            raise InputError(f"--min-iou must be 0 to 1, not {self.min_iou}")
-        if self.min_correlation is not None and self.precision is not Precision.INT8:
-            raise InputError("--min-correlation goes with --int8: give both, or neither")
-        if not 0.0 <= self.correlation_budget <= 1.0:
-            raise InputError(f"--min-correlation must be 0 to 1, not {self.min_correlation}")
-        check_logit_budget(self.max_logit_error)
-
-    @property
-    def budget(self) -> float:
-        """The mean mask IoU to be reached."""
-        if self.min_iou is not None:
-            return self.min_iou
-        return INT8_MIN_IOU if self.precision is Precision.INT8 else DEFAULT_MIN_IOU
-
-    @property
-    def correlation_budget(self) -> float:
-        """The correlation of INT8 logits to be reached."""
-        return MIN_CORRELATION if self.min_correlation is None else self.min_correlation
-
-    @property
-    def bundle(self) -> Path:
-        """Where the bundle goes."""
-        return self.output or self.checkpoint.with_suffix(".bundle")
-
-
-@dataclass(frozen=True)
 class ExportReport:
     """What came out.
 
@@ -150,7 +73,7 @@ class ExportReport:
         parity: The gate's figures.
         types: Nodes, bytes and multiply-adds per type.
         sizes: File name -> bytes, of all files that the manifest lists.
-        plans: The engines that were built.
+        plans: What the sidecars of the plans say that were built.
         warnings: What went wrong with that was not asked for.
     """
 
@@ -173,11 +96,11 @@ def export(options: ExportOptions, step: Callable[[str], None] = lambda _: None)
     Raises:
         CheckpointError: the checkpoint cannot be used.
         InputError: an option cannot be used.
-        BackendError: an engine or backend that was asked for by name cannot be had.
+        BackendError: a plan or backend that was asked for by name cannot be had.
         ParityError: the exported graphs missed a bound of the gate; no bundle was left behind.
     """
     verify.require(options.asked)
-    planner = Planner(options.engines, step)  # what cannot be had is refused before the work
+    planner = Planner(options.plans, step)  # what cannot be had is refused before the work
     sources = _read_pairs(options.samples, "--samples")
     if len(sources) > MOST_SAMPLES:
         raise InputError(f"--samples {options.samples}: give at most {MOST_SAMPLES:,} lines")
@@ -224,7 +147,7 @@ def export(options: ExportOptions, step: Callable[[str], None] = lambda _: None)
             graphs={GraphName(name): _graph_spec(name, proto) for name, proto in protos.items()},
             types=types,
             versions=_versions(),
-            samples=_write_samples(folder, answers),
+            samples=samples.write_samples(folder, answers),
             parity=None,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             files={},
@@ -336,44 +259,6 @@ def _graph_spec(name: str, proto: onnx.ModelProto) -> bundles.GraphSpec:
         )
 
     return bundles.GraphSpec(f"{name}.onnx", specs(proto.graph.input), specs(proto.graph.output))
-
-
-def _write_samples(folder: Path, answers: Sequence[Answer]) -> tuple[bundles.Sample, ...]:
-    """Copy each image once, the FP32 logits of each pair, and the features of those that have any.
-
-    Images keep their names, as far as every system can hold them, so that reports can be read.
-    """
-    (folder / "samples").mkdir()
-    copies: dict[Path, str] = {}
-    scenes: dict[Path, str] = {}
-    written = []
-    for index, answer in enumerate(answers):
-        source = answer.source.image
-        if source not in copies:
-            name = re.sub(r"[^A-Za-z0-9._-]", "_", source.name)[-80:]
-            copies[source] = f"samples/{len(copies)}-{name}"
-            shutil.copyfile(source, folder / copies[source])
-        logits = f"samples/logits{index}.npy"
-        np.save(folder / logits, answer.logits)
-        text = None
-        if answer.scene is not None and answer.text is not None:
-            if source not in scenes:
-                scenes[source] = f"samples/scene{len(scenes)}.npz"
-                np.savez_compressed(folder / scenes[source], allow_pickle=False, **answer.scene)
-            text = f"samples/text{index}.npz"
-            np.savez_compressed(folder / text, allow_pickle=False, **answer.text)
-        written.append(
-            bundles.Sample(
-                copies[source],
-                answer.source.expression,
-                logits,
-                answer.height,
-                answer.width,
-                scenes.get(source) if text is not None else None,
-                text,
-            )
-        )
-    return tuple(written)
 
 
 def _failure(

@@ -57,10 +57,10 @@ def test_says_what_is_missing(machine, monkeypatch, options):
 
 def test_builders_that_cannot_build_are_told(machine, monkeypatch):
     def refuse(bundle, options):
-        raise BackendError(f"no {options.engine} here")
+        raise BackendError(f"no {options.kind} here")
 
     engines = pytest.importorskip("cris_export.plans.build")
-    monkeypatch.setattr(engines, "build_engines", refuse)
+    monkeypatch.setattr(engines, "build_plans", refuse)
     monkeypatch.setattr(conftest, "_UNBUILT", {})
     conftest.build_plans(machine.bundle)
     assert conftest._UNBUILT == {

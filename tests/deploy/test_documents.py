@@ -2,11 +2,13 @@
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any
 
+import numpy as np
 import pytest
 from msgspec import Meta
 
@@ -66,6 +68,12 @@ def test_numbers_that_are_not_finite_are_written_as_null() -> None:
     assert json.loads(documents.to_json({"error": math.nan})) == {"error": None}
 
 
+def test_floats_of_numpy_are_written_and_what_is_no_value_is_not() -> None:
+    assert json.loads(documents.to_json({"iou": np.float64(0.1)})) == {"iou": 0.1}
+    with pytest.raises(NotImplementedError, match="object"):
+        documents.to_json(object())
+
+
 @pytest.mark.parametrize(
     ("document", "message"),
     [
@@ -86,9 +94,12 @@ def test_numbers_that_are_not_finite_are_written_as_null() -> None:
             r"files\['a'\].bytes is 0, expected an integer >= 1",
         ),
         ({"format": 1, "shape": ["n", 2.5]}, r"shape\[1\] is 2.5, expected an integer or a string"),
-        ({"format": 1, "shape": [1, 2, 3]}, "the document: three dimensions: do it"),
+        ({"format": 1, "shape": [1, 2, 3]}, "x.json: three dimensions: do it"),
         ({"format": 1, "share": 1.5}, "share is 1.5, expected a number <= 1.0"),
-        ({"format": 1, "by_kind": {"c": {}}}, "a name in by_kind is not a or b: do it"),
+        (
+            {"format": 1, "by_kind": {"a": {}, "c": {}}},
+            'by_kind has "c", expected a or b: do it',
+        ),
         (
             {"format": 1, "by_kind": {"a": {"n": 1, "m": -1}}},
             r"by_kind\['a'\]\['m'\] is -1, expected an integer >= 0",
@@ -109,10 +120,28 @@ def test_what_is_wrong_is_named(document: Any, message: str) -> None:
     assert "`" not in str(error.value)
 
 
+@pytest.mark.parametrize("nested", ["[%s]", '{"a": %s}'])
+def test_what_is_nested_too_deep_is_refused_at_any_depth(nested: str) -> None:
+    opening, closing = nested.split("%s")
+    for depth in range(1, sys.getrecursionlimit()):
+        deep = f"{opening * depth}1{closing * depth}"
+        with pytest.raises(BundleError, match=r"x.json"):
+            read(f'{{"format": {deep}}}')
+
+
 def test_newer_format() -> None:
     assert read({"format": 2}, newest=2).format == 2
+    newer = {"format": 3, "shape": "of another kind"}
     with pytest.raises(DataError, match=r"x.json has format 3, .* up to 2: upgrade cris-deploy"):
-        read({"format": 3, "shape": "of another kind"}, newest=2, error=DataError)
+        read(newer, newest=2, error=DataError)
+    with pytest.raises(BundleError, match=r"upgrade cris-deploy \(.*\), or make it again$"):
+        read(newer, newest=2, remedy="make it again")
+
+
+def test_a_document_of_which_there_are_formats_says_its_own() -> None:
+    assert documents.read(File, json.dumps(FILE), "x.json") == File("a" * 64, 1)
+    with pytest.raises(BundleError, match=r"x.json: format is missing"):
+        documents.read(File, json.dumps(FILE), "x.json", newest=2)
 
 
 def test_unknown_fields() -> None:

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = "cris_deploy"
 
-# A room uses those before it, and none behind it. The public names are between proof and cli.
+# A room uses those before it, and none behind it. The public names are between serving and cli.
 ROOMS = (
     "errors",
     "arguments",
@@ -26,6 +26,7 @@ ROOMS = (
     "results",
     "engine",
     "proof",
+    "serving",
     PACKAGE,
     "cli",
 )

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cris_export.graph import fold
-from cris_export.graph.stages import FilterHead, FoldedAttention, UpsampledConv, build_stages
+from cris_export.graph.mask_decoder import FilterHead, FoldedAttention, UpsampledConv
+from cris_export.graph.stages import build_stages
 from cris_train.model import Cris, CrisConfig
 from cris_train.model.backbone import ImageEncoder
 from cris_train.model.blocks import conv_bn_relu, linear_bn_relu

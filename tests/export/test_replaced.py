@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from cris_deploy import Engine
-from cris_deploy.bundle.reading import MANIFEST, WEIGHTS, Bundle, BundleWriter, GraphName
+from cris_deploy.bundle.reading import MANIFEST, WEIGHTS, Bundle, GraphName
 from cris_deploy.errors import BundleError
 from cris_deploy.execution.backends import BackendName, load_graphs, onnxruntime, status
+from cris_export.write import BundleWriter
 from tests.helpers import tiny_bundle as tiny
 from tests.stand_ins.fake_machine import machine
 

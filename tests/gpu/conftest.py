@@ -71,18 +71,19 @@ _UNBUILT: dict[BackendName, str] = {}
 def build_plans(bundle: Path) -> None:
     """Build what can be built here; remember why the rest cannot."""
     try:
-        from cris_export.plans.build import EngineKind, EngineOptions, build_engines
+        from cris_export.plans.build import build_plans as build
+        from cris_export.plans.options import PlanKind, PlanOptions
     except ImportError as error:
         _UNBUILT.update(dict.fromkeys(BACKENDS, f"cris_export cannot be imported: {error}"))
         return
     for name, kind in (
-        (BackendName.TENSORRT, EngineKind.TENSORRT),
-        (BackendName.TENSORRT_RTX, EngineKind.TENSORRT_RTX),
+        (BackendName.TENSORRT, PlanKind.TENSORRT),
+        (BackendName.TENSORRT_RTX, PlanKind.TENSORRT_RTX),
     ):
         try:
             # RTX builds for what it is told of; a GPU it does not know is its own refusal.
             targets = (gpu.survey_gpus().gpus[0].compute_capability,)
-            rtx = kind is EngineKind.TENSORRT_RTX
-            build_engines(bundle, EngineOptions(kind, targets if rtx else ()))
+            rtx = kind is PlanKind.TENSORRT_RTX
+            build(bundle, PlanOptions(kind, targets if rtx else ()))
         except CrisError as error:
             _UNBUILT[name] = str(error)

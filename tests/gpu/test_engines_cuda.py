@@ -8,26 +8,27 @@ from cris_deploy.bundle import plans
 from cris_deploy.bundle.plans import Host, RuntimeName
 from cris_deploy.bundle.reading import Bundle, GraphName
 from cris_deploy.machine.gpu import survey_gpus
-from cris_export.plans.build import EngineKind, EngineOptions, build_engines
+from cris_export.plans.build import build_plans
+from cris_export.plans.options import PlanKind, PlanOptions
 
 pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize(
     ("engine", "module"),
-    [(EngineKind.TENSORRT, "tensorrt"), (EngineKind.TENSORRT_RTX, "tensorrt_rtx")],
+    [(PlanKind.TENSORRT, "tensorrt"), (PlanKind.TENSORRT_RTX, "tensorrt_rtx")],
 )
-def test_plans_for_the_gpu_at_hand(own_bundle: Path, engine: EngineKind, module: str) -> None:
+def test_plans_for_the_gpu_at_hand(own_bundle: Path, engine: PlanKind, module: str) -> None:
     trt = pytest.importorskip(module, reason=f"{module} is not installed")
     survey = survey_gpus()
     if not survey.gpus:
         pytest.skip(f"{survey.problem}")
     gpu = survey.gpus[0]
-    if engine is EngineKind.TENSORRT_RTX:
+    if engine is PlanKind.TENSORRT_RTX:
         known = {name.lower() for name in trt.ComputeCapability.__members__}
         if gpu.compute_capability not in known:
             pytest.skip(f"TensorRT-RTX does not know {gpu.name} ({gpu.compute_capability})")
-    records = build_engines(own_bundle, EngineOptions(engine))
+    records = build_plans(own_bundle, PlanOptions(engine))
     assert [record.graph for record in records] == list(GraphName)
     bundle = Bundle.open(own_bundle)
     host = Host(RuntimeName(engine.value), trt.__version__, gpu.compute_capability, gpu.name)

@@ -19,7 +19,8 @@ from cris_export.precision.int8.calibration import Observation
 from cris_export.precision.int8.quantise import halve_maps, quantise, quantise_embedding
 from cris_export.precision.int8.rounding import round_weights
 from cris_export.precision.int8.sites import find_sites, fold_weight_slices, residual_values
-from cris_export.precision.rules import Islands, RuleName
+from cris_export.precision.islands import Islands
+from cris_export.precision.rules import RuleName
 from cris_train.model import Cris, CrisConfig
 
 _ONE = int(np.float32(1).view(np.uint32) >> 17)  # where a histogram counts it

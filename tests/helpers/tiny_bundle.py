@@ -29,7 +29,6 @@ from cris_deploy.bundle.reading import (
     MANIFEST,
     TOKENIZER,
     WEIGHTS,
-    BundleWriter,
     DType,
     GraphName,
     GraphSpec,
@@ -41,7 +40,9 @@ from cris_deploy.bundle.reading import (
     TensorSpec,
 )
 from cris_deploy.pixels import image as images
-from cris_deploy.words.tokenizer import END, START, Tokenizer, byte_pair_model
+from cris_deploy.words.cleaning import END, START
+from cris_deploy.words.tokenizer import Tokenizer, byte_pair_model
+from cris_export.write import BundleWriter
 
 SIZE = 64
 WORD_LEN = 7
@@ -316,6 +317,20 @@ def change_weights(bundle: Path, name: str, change, *, recorded: bool = True) ->
             return
         offset += value.nbytes
     raise KeyError(name)
+
+
+def edit(bundle: Path, *keys: str | int, value: object) -> None:
+    """Put a value where `keys` lead in the manifest; KeyError takes away what is there."""
+    path = bundle / MANIFEST
+    document = json.loads(path.read_text())
+    target = document
+    for key in keys[:-1]:
+        target = target[key]
+    if value is KeyError:
+        del target[keys[-1]]
+    else:
+        target[keys[-1]] = value
+    path.write_text(json.dumps(document))
 
 
 def rehash(bundle: Path) -> None:

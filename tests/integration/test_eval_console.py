@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from cris_deploy.pixels.image import normalise
-from cris_export.export import ExportOptions, export
+from cris_export.export import export
+from cris_export.options import ExportOptions
 from cris_train import checkpoint
 from cris_train.cli.eval import main
 from cris_train.data.dataset import ReferData

@@ -18,14 +18,16 @@ import torch
 
 from cris_deploy import Engine
 from cris_deploy.bundle.reading import Bundle, GraphName, Precision
-from cris_deploy.errors import CheckpointError, InputError, ParityError
+from cris_deploy.errors import CheckpointError, InputError
 from cris_deploy.pixels import image as images
 from cris_deploy.pixels.mask import mask_from_logits
 from cris_deploy.proof.check import check
 from cris_deploy.proof.gate import Bound
 from cris_deploy.words.tokenizer import Tokenizer
 from cris_export.cli import main as cli
-from cris_export.export import ExportOptions, ExportReport, export
+from cris_export.errors import ParityError
+from cris_export.export import ExportReport, export
+from cris_export.options import ExportOptions
 from cris_train import checkpoint
 from cris_train.model import Cris, CrisConfig
 from tests.helpers.models import randomised
@@ -257,9 +259,9 @@ def test_bad_samples(ckpt: Path, tmp_path: Path) -> None:
     samples = tmp_path / "s.jsonl"
     for text, said in (
         ("", "no sample"),
-        ("{nonsense", "line 1"),
-        ('{"image": "a.png"}', "line 1"),
-        ('{"image": 1, "expression": "x"}', "strings"),
+        ("{nonsense", "line 1 is not valid JSON"),
+        ('{"image": "a.png"}', "line 1: expression is missing"),
+        ('{"image": 1, "expression": "x"}', "image is 1, expected a string: write lines such as"),
         ('{"image": "missing.png", "expression": "x"}', r"missing\.png does not exist"),
         ('{"image": "s.jsonl", "expression": "x"}', r"s\.jsonl"),
     ):

@@ -20,7 +20,8 @@ from cris_deploy.machine.cpu import EXACT_LEVELS, Cpu
 from cris_deploy.pixels import image as images
 from cris_deploy.words.tokenizer import Tokenizer
 from cris_export.cli import main as cli
-from cris_export.export import ExportOptions, ExportReport, export
+from cris_export.export import ExportReport, export
+from cris_export.options import ExportOptions
 from cris_export.precision.int8 import stage
 from cris_train import checkpoint
 from cris_train.model import Cris, CrisConfig
@@ -180,7 +181,7 @@ def test_one_graph_serves_all(report: ExportReport) -> None:
 
 def test_tensorrt_rtx_builds_it(report: ExportReport) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
-    arguments = ["--bundle", str(report.bundle), "--engine", "tensorrt-rtx", "--target", "sm86"]
+    arguments = ["build", str(report.bundle), "--engine", "tensorrt-rtx", "--target", "sm86"]
     assert cli.main(arguments) == 0
     assert len(list((report.bundle / "engines").glob("*.plan"))) == len(GraphName)
     with Engine(report.bundle, device="cpu") as engine:  # plans do not concern the rest

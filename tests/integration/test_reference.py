@@ -12,7 +12,8 @@ from cris_deploy.bundle.reading import Bundle, Precision
 from cris_deploy.engine import Segmentation
 from cris_deploy.pixels.mask import overlap
 from cris_deploy.words.tokenizer import Tokenizer
-from cris_export.export import ExportOptions, export
+from cris_export.export import export
+from cris_export.options import ExportOptions
 from cris_export.proof.samples import PACKAGED
 from tests.helpers.reference_weights import write_reference_checkpoint
 

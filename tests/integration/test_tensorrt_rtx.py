@@ -19,11 +19,14 @@ from cris_deploy.bundle import plans
 from cris_deploy.bundle.manifest import NumberType
 from cris_deploy.bundle.plans import Host, PlanRecord, RuntimeName
 from cris_deploy.bundle.reading import Bundle, GraphName, Precision
-from cris_deploy.errors import BackendError, ExportError, InputError
-from cris_export.export import ExportOptions, export
-from cris_export.plans import builder as tensorrt_builder
-from cris_export.plans.build import EngineKind, EngineOptions, build_engines
-from cris_export.plans.builder import Built, Settings, Source, build_plan
+from cris_deploy.errors import BackendError, InputError
+from cris_export.errors import ExportError
+from cris_export.export import export
+from cris_export.options import ExportOptions
+from cris_export.plans.build import build_plans
+from cris_export.plans.builder import Built, Source, build_plan, check_plan
+from cris_export.plans.choose import Builder, supported_targets
+from cris_export.plans.options import NO_PLANS, PlanKind, PlanOptions
 from cris_export.plans.types import TypeCount, type_name
 from cris_export.plans.watch import BuildLog, make_logger
 from cris_train import checkpoint
@@ -32,16 +35,9 @@ from tests.helpers.models import randomised
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
 
-RTX = EngineOptions(EngineKind.TENSORRT_RTX, targets=("sm120", "sm86"))
-HERE = Settings(
-    max_batch=2,
-    max_expressions=4,
-    targets=("sm86",),
-    version_compatible=False,
-    hardware_compatible=False,
-    workspace_bytes=None,
-    runs_here=False,
-)
+RTX = PlanOptions(PlanKind.TENSORRT_RTX, targets=("sm120", "sm86"))
+HERE = Builder(RuntimeName.TENSORRT_RTX, trt, ("sm86",), None, runs_here=False)
+FEW = PlanOptions(max_batch=2, max_expressions=4)
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +47,9 @@ def checkpoint_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoint.save(folder / "tiny.pth", randomised(Cris(CrisConfig.tiny())))
 
 
-def exported(checkpoint_file: Path, precision: Precision, **engines: EngineOptions) -> Bundle:
+def exported(checkpoint_file: Path, precision: Precision, plans: PlanOptions = NO_PLANS) -> Bundle:
     output = checkpoint_file.parent / f"{precision}.bundle"
-    options = ExportOptions(checkpoint_file, output, precision=precision, min_iou=0.9, **engines)
+    options = ExportOptions(checkpoint_file, output, precision=precision, min_iou=0.9, plans=plans)
     return Bundle.open(export(options).bundle)
 
 
@@ -64,12 +60,12 @@ def half(checkpoint_file: Path) -> Bundle:
 
 @pytest.fixture(scope="module")
 def single(checkpoint_file: Path) -> Bundle:
-    return exported(checkpoint_file, Precision.FP32, engines=RTX)
+    return exported(checkpoint_file, Precision.FP32, plans=RTX)
 
 
 @pytest.fixture(scope="module")
 def half_plans(half: Bundle) -> dict[GraphName, PlanRecord]:
-    return {record.graph: record for record in build_engines(half.path, RTX)}
+    return {record.graph: record for record in build_plans(half.path, RTX)}
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +136,7 @@ def test_other_hosts_are_told_what_the_plans_want(
     host = Host(RuntimeName.TENSORRT_RTX, trt.__version__, "sm89", "an RTX 4090")
     with pytest.raises(BackendError, match="wants sm86 or sm120, here is an RTX 4090") as error:
         plans.choose_plan(half, GraphName.FULL, host)
-    assert f"--bundle {half.path} --engine tensorrt-rtx --target sm89" in str(error.value)
+    assert f"build {half.path} --engine tensorrt-rtx --target sm89" in str(error.value)
 
 
 @pytest.mark.parametrize("graph", list(GraphName))
@@ -218,7 +214,7 @@ def test_plans_have_half_between_integers(
 
 @pytest.fixture(scope="module")
 def mixed_plans(integers_and_half: Bundle) -> dict[GraphName, PlanRecord]:
-    return {record.graph: record for record in build_engines(integers_and_half.path, RTX)}
+    return {record.graph: record for record in build_plans(integers_and_half.path, RTX)}
 
 
 def test_weights_of_a_half_plan_take_half(
@@ -241,28 +237,28 @@ def test_only_what_is_no_plan_is_malformed(
         log = BuildLog()
         built = Built(memoryview(content), record.profiles, TypeCount({}, {}), {})
         arguments = (
-            trt,
+            HERE,
             make_logger(trt, log),
             built,
             source(half, record.graph),
-            HERE,
+            FEW,
             log,
         )
         if whole:
-            tensorrt_builder._check_plan(*arguments)
+            check_plan(*arguments)
         else:
             with pytest.raises(ExportError, match="does not know the plan of text_encoder"):
-                tensorrt_builder._check_plan(*arguments)
+                check_plan(*arguments)
 
 
 def test_targets_come_from_the_installed_module(half: Bundle) -> None:
-    supported = tensorrt_builder.supported_targets(trt)
+    supported = supported_targets(trt)
     assert {"sm86", "sm89", "sm120"} <= set(supported)
     for target in ("sm90", "sm999"):
         assert target not in supported
-        options = EngineOptions(EngineKind.TENSORRT_RTX, targets=("sm86", target))
+        options = PlanOptions(PlanKind.TENSORRT_RTX, targets=("sm86", target))
         with pytest.raises(InputError, match=f"--target {target}: .* {', '.join(supported)}"):
-            build_engines(half.path, options)
+            build_plans(half.path, options)
 
 
 def test_a_graph_that_is_none_is_refused_by_the_parser(half: Bundle, tmp_path: Path) -> None:
@@ -272,7 +268,7 @@ def test_a_graph_that_is_none_is_refused_by_the_parser(half: Bundle, tmp_path: P
     wrong = Source(broken, GraphName.FULL, spec, Precision.FP16)
     log = BuildLog()
     with pytest.raises(ExportError, match="tensorrt_rtx cannot parse full"):
-        build_plan(trt, wrong, HERE, log, None, lambda _: None)
+        build_plan(HERE, wrong, FEW, log, None, lambda _: None)
 
 
 def test_a_graph_with_another_face_than_the_manifest_says_is_refused(
@@ -281,20 +277,20 @@ def test_a_graph_with_another_face_than_the_manifest_says_is_refused(
     name = GraphName.MASK_DECODER
     wrong = Source(single.graph(name), name, half.manifest.graphs[name], half.manifest.precision)
     with pytest.raises(ExportError, match="reads mask_decoder with inputs"):
-        build_plan(trt, wrong, HERE, BuildLog(), None, lambda _: None)
+        build_plan(HERE, wrong, FEW, BuildLog(), None, lambda _: None)
 
 
 def test_a_float32_graph_in_an_fp16_bundle_is_refused(single: Bundle) -> None:
     name = GraphName.IMAGE_ENCODER
     wrong = Source(single.graph(name), name, single.manifest.graphs[name], Precision.FP16)
     with pytest.raises(ExportError, match="image_encoder of an fp16 bundle has no float16 product"):
-        build_plan(trt, wrong, HERE, BuildLog(), None, lambda _: None)
+        build_plan(HERE, wrong, FEW, BuildLog(), None, lambda _: None)
 
 
 def test_a_build_ends_at_the_next_step_once_stopped(
     half: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cris_export.plans.watch._PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr("cris_export.plans.watch.PROGRESS_SECONDS", 0.0)
     said: list[str] = []
 
     def stop(line: str) -> None:
@@ -304,13 +300,13 @@ def test_a_build_ends_at_the_next_step_once_stopped(
 
     log = BuildLog()
     with pytest.raises(BrokenPipeError):
-        build_plan(trt, source(half, GraphName.TEXT_ENCODER), HERE, log, None, stop)
+        build_plan(HERE, source(half, GraphName.TEXT_ENCODER), FEW, log, None, stop)
     assert len(said) == 1
     assert "canceled" in log.errors()
 
 
 def test_a_damaged_plan_is_found_by_its_hash(half: Bundle) -> None:
-    record = build_engines(half.path, EngineOptions(EngineKind.TENSORRT_RTX, ("sm89",)))[0]
+    record = build_plans(half.path, PlanOptions(PlanKind.TENSORRT_RTX, ("sm89",)))[0]
     path = plans.folder(half) / record.file
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -327,6 +323,7 @@ def test_polygraphy_reads_the_same_network(
     code = """
 import sys
 from polygraphy.backend.trt import network_from_onnx_path
+from cris_export.plans.options import NO_PLANS, PlanKind, PlanOptions
 from cris_export.plans.types import count_types
 _, network, _ = network_from_onnx_path(sys.argv[1], strongly_typed=True)
 types = count_types(network)

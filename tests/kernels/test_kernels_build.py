@@ -15,7 +15,7 @@ import pytest
 from cris_deploy.errors import BackendError, KernelError
 from cris_deploy.pixels import mask as masks
 from cris_deploy.pixels import on_gpu as device
-from cris_deploy.pixels.mask import KernelsBuild, kernels_status
+from cris_deploy.pixels.kernels import KernelsBuild, kernels_status, load_kernels
 
 ROOT = Path(__file__).parents[2]
 ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
@@ -23,9 +23,9 @@ ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
 
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
-    masks.load_kernels.cache_clear()
+    load_kernels.cache_clear()
     yield
-    masks.load_kernels.cache_clear()
+    load_kernels.cache_clear()
 
 
 def test_status_of_this_build() -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from cris_deploy.errors import InputError
 from cris_deploy.pixels import mask as masks
+from cris_deploy.pixels import measures
 from cris_deploy.pixels.mask import Output, Upsampling, mask_from_logits, upsample_masks
 from tests.helpers.kernels_reference import (
     disagreements,
@@ -300,7 +301,7 @@ def test_works_in_a_forked_child() -> None:
 def test_rle_is_pycocotools_string(density: float, height: int, width: int) -> None:
     mask = np.random.default_rng(height * width).random((height, width)) < density
     assert masks.rle(mask) == coco_counts(mask)
-    with mock.patch.object(masks, "load_kernels", return_value=None):
+    with mock.patch.object(measures, "load_kernels", return_value=None):
         assert masks.rle(mask) == coco_counts(mask)
 
 

@@ -16,10 +16,11 @@ from cris_deploy.execution.cuda import executor as device_executor
 from cris_deploy.machine import gpu
 from cris_deploy.pixels import on_gpu as device
 from cris_deploy.pixels.mask import KernelsBuild, KernelsStatus
+from tests.helpers.plans import write_plans
 from tests.stand_ins.fake_cuda import FakeCuda
 from tests.stand_ins.fake_kernels import FakeKernels
 from tests.stand_ins.fake_onnxruntime import FakeOnnxRuntime
-from tests.stand_ins.fake_tensorrt import GPU, FakeTensorRt, write_plans
+from tests.stand_ins.fake_tensorrt import GPU, FakeTensorRt
 
 BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
 

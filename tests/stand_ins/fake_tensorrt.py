@@ -1,31 +1,20 @@
-"""TensorRT's runtime on the stand-in of `fake_cuda`; an engine computes with ONNX Runtime's CPU.
+"""TensorRT where there is no GPU: plans run on the stand-in of `fake_cuda`, builds fail as asked.
 
-A "plan" is a line of JSON that names an ONNX file and the profiles. Shapes, addresses, the order of
-calls and the state that a captured graph holds are checked as TensorRT's documentation demands.
+A "plan" is a line of JSON that names an ONNX file and the profiles; an engine computes with ONNX
+Runtime's CPU. Shapes, addresses, the order of calls and the state that a captured graph holds are
+checked as TensorRT's documentation demands. Of building only faults, timings and compatible plans
+are stood in for: networks, parser and profiles are TensorRT-RTX's own, which need no GPU.
 """
 
-import hashlib
 import json
 import weakref
+from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 
-from cris_deploy.bundle.manifest import GraphName
-from cris_deploy.bundle.plans import (
-    PlanRecord,
-    Profile,
-    RuntimeName,
-    ShapeRange,
-    folder,
-    graph_hashes,
-    list_plans,
-    plan_name,
-    write_sidecar,
-)
-from cris_deploy.bundle.reading import Bundle
 from tests.stand_ins.fake_cuda import POISON, FakeCuda
 
 VERSION = "10.13.2"
@@ -33,30 +22,14 @@ GPU = "Fake GPU 1000"
 SCRATCH = 4096
 
 
-class Severity(Enum):
-    INTERNAL_ERROR = 0
-    ERROR = 1
-    WARNING = 2
+WHOLE: Any = object()
+"""What a build gives if nothing else is asked for: a plan that runs."""
 
-
-class TensorIOMode(Enum):
-    INPUT = 1
-    OUTPUT = 2
-
-
-class Strategy(Enum):
-    STATIC = 0
-    USER_MANAGED = 2
-
-
-class Specialization(Enum):
-    LAZY = 0
-    EAGER = 1
-
-
-class CudaGraphs(Enum):
-    DISABLED = 0
-    WHOLE_GRAPH_CAPTURE = 1
+Severity = Enum("Severity", "INTERNAL_ERROR ERROR WARNING INFO VERBOSE")
+TensorIOMode = Enum("TensorIOMode", "INPUT OUTPUT")
+Strategy = Enum("Strategy", "STATIC USER_MANAGED")
+Specialization = Enum("Specialization", "LAZY EAGER")
+CudaGraphs = Enum("CudaGraphs", "DISABLED WHOLE_GRAPH_CAPTURE")
 
 
 class ILogger:
@@ -76,7 +49,7 @@ class FakeTensorRt:
     DynamicShapesKernelSpecializationStrategy = Specialization
     CudaGraphStrategy = CudaGraphs
 
-    def __init__(self, cuda: FakeCuda, version: str = VERSION, rtx: bool = False) -> None:
+    def __init__(self, cuda: FakeCuda | None, version: str = VERSION, rtx: bool = False) -> None:
         self.cuda = cuda
         self.__version__ = version
         self.rtx = rtx
@@ -88,6 +61,7 @@ class FakeTensorRt:
         self.compiled: list[dict[str, tuple[int, ...]]] = []  # TensorRT-RTX: when a run needs it
         self.host_code_allowed: list[bool] = []
         self.raises: dict[str, Exception] = {}  # what a method raises, once
+        self.types: dict[str, np.dtype] = {}  # of tensors, where they differ from the graph's
 
     def may_raise(self, method: str) -> None:
         error = self.raises.pop(method, None)
@@ -95,7 +69,7 @@ class FakeTensorRt:
             raise error
 
     def Runtime(self, log: ILogger) -> "Runtime":
-        assert isinstance(log, ILogger)
+        assert isinstance(log, self.ILogger)
         return Runtime(self, log)
 
     @staticmethod
@@ -115,7 +89,7 @@ class Runtime:
             self.log.log(Severity.WARNING, "this is only a warning")
             self.log.log(Severity.ERROR, self.module.refuse)
             return None
-        plan = json.loads(content)
+        plan = json.loads(bytes(content))
         self.module.host_code_allowed.append(self.engine_host_code_allowed)
         if plan["host_code"] and not self.engine_host_code_allowed:
             self.log.log(Severity.ERROR, "engine_host_code_allowed is false")
@@ -163,8 +137,9 @@ class Engine:
         self.outputs = [value.name for value in self.session.get_outputs()]
         kinds = {"tensor(float)": "f4", "tensor(int64)": "i8", "tensor(bool)": "?"}
         values = [*self.session.get_inputs(), *self.session.get_outputs()]
-        self.kinds = {value.name: np.dtype(kinds[value.type]) for value in values}
+        self.kinds = {value.name: np.dtype(kinds[value.type]) for value in values} | module.types
         self.num_io_tensors = len(values)
+        self.num_optimization_profiles = len(plan["profiles"])
 
     def get_tensor_name(self, index: int) -> str:
         return [*self.inputs, *self.outputs][index]
@@ -174,6 +149,9 @@ class Engine:
 
     def get_tensor_dtype(self, name: str) -> np.dtype:
         return self.kinds[name]
+
+    def create_engine_inspector(self) -> "Inspector":
+        return Inspector()
 
     def create_runtime_config(self) -> RuntimeConfig:
         assert self.module.rtx
@@ -284,59 +262,138 @@ class Context:
         self.runs += 1
 
 
-def write_plans(
-    path: Path,
-    runtime: RuntimeName = RuntimeName.TENSORRT,
-    version: str = VERSION,
-    targets: tuple[str, ...] = ("sm86",),
-    gpu: str | None = GPU,
-    most: int = 8,
-    version_compatible: bool = False,
-) -> None:
-    """Give a bundle plans of all its graphs, for batches up to `most`."""
-    bundle = Bundle.open(path)
-    records = []
-    folder(bundle).mkdir(exist_ok=True)
-    for name in GraphName:
-        spec = bundle.manifest.graphs[name]
-        profiles = [_profile(spec.inputs, most)]
-        if name is GraphName.MASK_DECODER:
-            profiles.insert(0, _profile(spec.inputs, most, one_image=True))
-        short = [{n: (r.min, r.max) for n, r in p.inputs.items()} for p in profiles]
-        content = {
-            "onnx": str(bundle.graph(name)),
-            "profiles": short,
-            "host_code": version_compatible,  # its lean runtime
+class Inspector:
+    def get_engine_information(self, how: object) -> str:
+        return '{"Layers": ["fused"]}'
+
+
+@dataclass
+class Build:
+    """What a build was given."""
+
+    typed: bool
+    config: "Config"
+    cache: bytes
+
+
+class FakeBuilding(FakeTensorRt):
+    """The module `tensorrt` with a builder.
+
+    says: what each build says. mark: is written into its plans. gives: what it gives instead.
+    """
+
+    def __init__(self, version: str = VERSION) -> None:
+        import tensorrt_rtx
+
+        super().__init__(None, version)
+        self.nvidia = tensorrt_rtx
+        self.ILogger = tensorrt_rtx.ILogger
+        self.says: list[tuple[Severity, str]] = []
+        self.mark = ""
+        self.gives: bytes | None = WHOLE
+        self.builds: list[Build] = []
+        self.parsed = ""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.nvidia, name)
+
+    def Builder(self, log: Any) -> "Builder":
+        return Builder(self, log)
+
+    def OnnxParser(self, network: Any, log: Any) -> "Parser":
+        return Parser(self, network, log)
+
+
+class Parser:
+    """NVIDIA's own; its path is where a plan of this stand-in finds the graph."""
+
+    def __init__(self, module: FakeBuilding, network: Any, log: Any) -> None:
+        self.module = module
+        self.real = module.nvidia.OnnxParser(network, log)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+    def parse(self, model: bytes, path: str) -> bool:
+        self.module.parsed = path
+        return bool(self.real.parse(model, path))
+
+
+class Timings:
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    def serialize(self) -> bytes:
+        return self.content
+
+
+class Config:
+    """NVIDIA's own, but for what its RTX edition lacks: timings and plans for other GPUs."""
+
+    def __init__(self, real: Any, log: Any) -> None:
+        self.real, self.log = real, log
+        self.profiles: list[Any] = []
+        self.cache: Timings | None = None
+        self.hardware_compatibility_level: Any = None
+        self.progress_monitor: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+    def add_optimization_profile(self, profile: Any) -> int:
+        self.profiles.append(profile)
+        return int(self.real.add_optimization_profile(profile))
+
+    def create_timing_cache(self, content: bytes) -> Timings:
+        if content and not content.startswith(b"cache:"):
+            # As TensorRT does: a warning, and an empty cache.
+            self.log.log(Severity.WARNING, "Failed to deserialize timing cache.")
+            content = b""
+        return Timings(content or b"cache:")
+
+    def set_timing_cache(self, cache: Timings, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        self.cache = cache
+        return b"other GPU" not in cache.content
+
+    def get_timing_cache(self) -> Timings | None:
+        return self.cache
+
+
+class Builder:
+    """NVIDIA's own, but for the build: a plan that `Engine` runs, or what was asked for."""
+
+    def __init__(self, module: FakeBuilding, log: Any) -> None:
+        self.module, self.log = module, log
+        self.real = module.nvidia.Builder(log)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+    def create_builder_config(self) -> Config:
+        return Config(self.real.create_builder_config(), self.log)
+
+    def build_serialized_network(self, network: Any, config: Config) -> Any:
+        trt, cache = self.module, config.cache
+        assert cache is not None
+        typed = network.get_flag(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+        trt.builds.append(Build(typed, config, cache.content))
+        config.progress_monitor.phase_start("Building", None, 2)
+        for step in range(2):
+            if not config.progress_monitor.step_complete("Building", step):
+                return None
+        config.progress_monitor.phase_finish("Building")
+        for severity, message in trt.says:
+            self.log.log(severity, message)
+        config.cache = Timings(cache.content + b"+")
+        if trt.gives is not WHOLE:
+            return None if trt.gives is None else np.frombuffer(trt.gives, np.uint8)
+        names = [network.get_input(index).name for index in range(network.num_inputs)]
+        shapes = [{n: [*map(tuple, p.get_shape(n))] for n in names} for p in config.profiles]
+        plan = {
+            "onnx": trt.parsed,
+            "profiles": [{n: (low, high) for n, (low, _, high) in s.items()} for s in shapes],
+            "host_code": config.get_flag(trt.BuilderFlag.VERSION_COMPATIBLE),
+            "mark": trt.mark,
         }
-        plan = json.dumps(content).encode()
-        file = plan_name(name, runtime, targets)
-        (folder(bundle) / file).write_bytes(plan)
-        graph_sha256, weights_sha256 = graph_hashes(bundle, name)
-        record = PlanRecord(
-            file=file,
-            graph=name,
-            runtime=runtime,
-            version=version,
-            targets=targets,
-            gpu=gpu,
-            graph_sha256=graph_sha256,
-            weights_sha256=weights_sha256,
-            precision=bundle.manifest.precision,
-            profiles=tuple(profiles),
-            plan_sha256=hashlib.sha256(plan).hexdigest(),
-            plan_bytes=len(plan),
-            built="2026-11-22T00:00:00Z",
-            build_seconds=1.0,
-            version_compatible=version_compatible,
-        )
-        write_sidecar(folder(bundle), record)
-        records.append(record)
-    list_plans(bundle, records)
-
-
-def _profile(inputs, most: int, one_image: bool = False) -> Profile:
-    def shapes(spec) -> ShapeRange:
-        top = 1 if one_image and spec.shape[0] == "images" else most
-        return ShapeRange(*((rows, *spec.shape[1:]) for rows in (1, top, top)))
-
-    return Profile({spec.name: shapes(spec) for spec in inputs})
+        return np.frombuffer(json.dumps(plan).encode(), np.uint8)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from cris_deploy.errors import ExportError, one_line
+from cris_deploy.errors import one_line
+from cris_export.errors import ExportError
+from cris_export.graph.trace import quiet
 from cris_train.model import Cris
 
 
@@ -25,7 +22,7 @@ def export_plain(model: Cris, batch: int, path: Path) -> None:
     image = torch.zeros(batch, 3, config.input_size, config.input_size)
     tokens = torch.zeros(batch, config.word_len, dtype=torch.int64)
     try:
-        with _quiet():
+        with quiet():
             torch.onnx.export(
                 model,
                 (image, tokens),
@@ -39,23 +36,3 @@ def export_plain(model: Cris, batch: int, path: Path) -> None:
         raise ExportError(
             f"the plain export failed ({one_line(error)}): --no-peers leaves it out"
         ) from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's progress and advice off the user's screen; its errors still raise."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    with (
-        warnings.catch_warnings(),
-        open(os.devnull, "w") as nowhere,  # noqa: PTH123 - a device, not a path
-        contextlib.redirect_stdout(nowhere),
-    ):
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

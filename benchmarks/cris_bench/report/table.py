@@ -316,7 +316,7 @@ def _bundles(record: Record) -> Table:
     words = {
         Parity.PROVED: "proved",
         Parity.FAILED: _FAILED,
-        Parity.NONE: "no record of it: run cris-export --check",
+        Parity.NONE: "no record of it: run cris-export check",
     }
     rows = tuple(
         (

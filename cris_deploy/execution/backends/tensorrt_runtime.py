@@ -71,8 +71,8 @@ class TensorRt:
         if record.version_compatible and not self._settings.plan_code:
             raise BackendError(
                 f"{record.file} is version-compatible: it holds machine code for this computer's "
-                "processor, which loading runs: make the engine with allow_plan_code=True if you "
-                "trust where the plan came from, or "
+                "processor, which loading runs: take it with Engine(allow_plan_code=True) or "
+                "--allow-plan-code if you trust where it came from, or "
                 + plans.rebuild_command(bundle, record)
                 + ", without --version-compatible"
             )

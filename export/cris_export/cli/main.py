@@ -5,122 +5,131 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from cris_deploy.bundle.manifest import DEFAULT_MIN_IOU
-from cris_deploy.cli import guarded
-from cris_deploy.errors import ParityError
-from cris_export.cli import build as engine_cli
-from cris_export.cli import check as check_cli
+from cris_deploy.cli import Parser, guarded
+from cris_deploy.errors import InputError
+from cris_export.cli import Steps, build, check
+from cris_export.errors import ParityError
 
 if TYPE_CHECKING:
     from cris_export.export import ExportReport
 
 EXIT_PARITY = 1
 
+_COMMANDS = {"check": check.main, "build": build.main}
+_MOVED = {"--check": "check", "--bundle": "build"}
+_EPILOG = """\
+commands, each with a --help of its own:
+  cris-export check BUNDLE   prove a bundle again, on the machine that will serve
+  cris-export build BUNDLE   build TensorRT plans for a bundle there is
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, export or check, print a table.
+    """Dispatch to a subcommand, or export and print tables.
 
     Exit 0, 1 if a bound of the parity gate is missed, 2 for unusable input.
     """
-    parser = _parser()
-    args = parser.parse_args(argv)
-    if sum(given is not None for given in (args.ckpt, args.check, args.bundle)) != 1:
-        parser.error(
-            "give one of --ckpt FILE to export, --bundle BUNDLE to build engines for it, and "
-            "--check BUNDLE to prove it again"
-        )
-    if (misuse := check_cli.misused(args)) is not None:
-        parser.error(misuse)
+    given = sys.argv[1:] if argv is None else list(argv)
     signal.signal(signal.SIGTERM, _terminate)
-    if args.check is not None:
-        return guarded("cris-export", lambda: check_cli.run(args))
-    if args.bundle is not None:
-        return guarded("cris-export", lambda: engine_cli.run(args, _Steps()))
+    if given and given[0] in _COMMANDS:
+        return _COMMANDS[given[0]](given[1:])
+    return guarded("cris-export", lambda: _export(given))
 
-    def run() -> int:
-        # torch takes seconds to import: not for --help or a mistyped flag
-        from cris_deploy.bundle.reading import Precision
-        from cris_export.export import ExportOptions, export
-        from cris_export.proof.verify import Asked
 
-        stored = Precision.FP16 if args.fp16 else Precision.FP32
-        options = ExportOptions(
-            checkpoint=args.ckpt,
-            output=args.output,
-            word_len=args.word_len,
-            precision=Precision.INT8 if args.int8 else stored,
-            half=args.int8 and args.fp16,
-            samples=args.samples,
-            calibration=args.calibration,
-            engines=engine_cli.options(args),
-            min_iou=args.min_iou,
-            min_correlation=args.min_correlation,
-            max_logit_error=args.max_logit_error,
-            opset=args.opset,
-            asked=Asked(args.backend, args.device, args.precision),
-        )
-        try:
-            report = export(options, _Steps())
-        except ParityError as error:
-            print(f"cris-export: {error}", file=sys.stderr)
-            return EXIT_PARITY
-        name = "+".join(name for name in ("int8", "fp16") if getattr(args, name)) or "fp32"
-        _print_report(report, name, word_len_given=args.word_len is not None)
-        return 0
+def _export(given: Sequence[str]) -> int:
+    for word in given:
+        if (flag := word.partition("=")[0]) in _MOVED:
+            raise InputError(f"{flag} BUNDLE is now written cris-export {_MOVED[flag]} BUNDLE")
+    args = _parser().parse_args(given)
+    # torch takes seconds to import: not for --help or a mistyped flag
+    from cris_deploy.bundle.reading import Precision
+    from cris_export.export import export
+    from cris_export.options import ExportOptions
+    from cris_export.proof.verify import Asked
 
-    return guarded("cris-export", run)
+    stored = Precision.FP16 if args.fp16 else Precision.FP32
+    options = ExportOptions(
+        checkpoint=args.ckpt,
+        output=args.output,
+        word_len=args.word_len,
+        precision=Precision.INT8 if args.int8 else stored,
+        half=args.int8 and args.fp16,
+        samples=args.samples,
+        calibration=args.calibration,
+        plans=build.plan_options(args),
+        min_iou=args.min_iou,
+        min_correlation=args.min_correlation,
+        max_logit_error=args.max_logit_error,
+        opset=args.opset,
+        asked=Asked(args.backend, args.device, args.precision),
+    )
+    try:
+        report = export(options, Steps())
+    except ParityError as error:
+        print(f"cris-export: {error}", file=sys.stderr)
+        return EXIT_PARITY
+    name = "+".join(name for name in ("int8", "fp16") if getattr(args, name)) or "fp32"
+    _print_report(report, name, word_len_given=args.word_len is not None)
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="cris-export",
         description="Export a CRIS checkpoint to a bundle: ONNX graphs, weights, tokenizer and "
-        "samples, proved against FP32 PyTorch.",
+        "samples,\nproved against FP32 PyTorch.",
+        epilog=_EPILOG,
+        examples=(
+            "cris-export --ckpt x.pth --fp16",
+            "cris-export --ckpt x.pth --int8 --calibration pairs.jsonl -o int8.bundle",
+        ),
     )
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--ckpt",
         type=Path,
+        required=True,
         metavar="FILE",
         help="checkpoint of the reference implementation or of cris-train",
     )
-    parser.add_argument(
+    add(
         "-o",
         "--output",
         type=Path,
         metavar="DIR",
         help="the bundle (default: x.bundle beside x.pth)",
     )
-    parser.add_argument(
+    add(
         "--word-len",
         type=int,
         metavar="N",
         help="tokens per expression: 17 for RefCOCO and RefCOCO+, 22 for G-Ref "
         "(default: the checkpoint's own, or 17)",
     )
-    parser.add_argument(
+    add(
         "--fp16",
         action="store_true",
         help="store float16 weights and typed float16 graphs; with --int8 what lies between int8 "
         "layers, which is for GPUs",
     )
-    parser.add_argument(
+    add(
         "--int8",
         action="store_true",
         help="store int8 weights and quantised graphs; needs --calibration",
     )
-    parser.add_argument(
+    add(
         "--calibration",
         type=Path,
         metavar="JSONL",
         help="pairs to calibrate --int8 on, as in --samples: a hundred like those to come",
     )
-    parser.add_argument(
+    add(
         "--samples",
         type=Path,
         metavar="JSONL",
@@ -128,20 +137,20 @@ def _parser() -> argparse.ArgumentParser:
         "the model's own, since masks that are all empty or full prove nothing "
         "(default: two packaged photographs)",
     )
-    parser.add_argument(
+    add(
         "--min-iou",
         type=float,
         metavar="X",
         help=f"least mean mask IoU against FP32 PyTorch (default: {DEFAULT_MIN_IOU}, with --int8 "
         "0.95)",
     )
-    parser.add_argument(
+    add(
         "--min-correlation",
         type=float,
         metavar="X",
         help="least correlation of --int8 logits with float32 on calibration pairs (default: 0.99)",
     )
-    parser.add_argument(
+    add(
         "--max-logit-error",
         type=float,
         metavar="X",
@@ -149,27 +158,14 @@ def _parser() -> argparse.ArgumentParser:
         "PyTorch; in fp32 also of each stage's outputs "
         "(default: by precision and arithmetic, docs/decisions/0004)",
     )
-    parser.add_argument(
-        "--opset", type=int, default=20, metavar="N", help="ONNX operator set (default: 20)"
-    )
-    engine_cli.add_arguments(parser)
-    check_cli.add_arguments(parser)
+    add("--opset", type=int, default=20, metavar="N", help="ONNX operator set (default: 20)")
+    build.add_plans(parser)
+    check.add_prover(parser)
     return parser
 
 
-class _Steps:
-    """Progress on stderr: each step, and how long the one before it took."""
-
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __call__(self, line: str) -> None:
-        print(f"[{time.perf_counter() - self._start:5.1f} s] {line}", file=sys.stderr, flush=True)
-
-
 def _print_report(report: ExportReport, stored: str, *, word_len_given: bool) -> None:
-    from cris_export.precision.shares import describe_types
-    from cris_export.tables import describe_parity
+    from cris_export.tables import describe_parity, describe_plans, describe_types
 
     config = report.checkpoint.config
     if not report.checkpoint.has_config and not word_len_given:
@@ -181,7 +177,7 @@ def _print_report(report: ExportReport, stored: str, *, word_len_given: bool) ->
     print(f"\n{describe_parity(report.parity)}")
     total = sum(report.sizes.values()) / 1e6
     if report.plans:
-        print(f"\n{engine_cli.describe(report.plans)}")
+        print(f"\n{describe_plans(report.plans)}")
     for warning in report.warnings:
         print(f"warning: {warning}")
     print(f"\n{report.bundle}  ({total:.1f} MB, {stored}, parity proved)")

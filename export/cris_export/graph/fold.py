@@ -90,6 +90,13 @@ def split_conv1x1(conv: nn.Conv2d, widths: Sequence[int]) -> list[nn.Conv2d]:
     return [conv2d(part, bias if i == 0 else None) for i, part in enumerate(parts)]
 
 
+def split_block(block: nn.Sequential, first: int) -> tuple[nn.Conv2d, nn.Conv2d]:
+    """A ConvBNReLU1x1 of a concatenation -> the halves before the ReLU (the first has the bias)."""
+    conv = fold_block(block)
+    left, right = split_conv1x1(conv, [first, conv.in_channels - first])
+    return left, right
+
+
 def split_coordinates(conv: nn.Conv2d, height: int, width: int) -> tuple[nn.Conv2d, Tensor]:
     """A 3x3 convolution over [features, x, y] -> one over features, and a constant map to add.
 

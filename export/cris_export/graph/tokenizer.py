@@ -6,7 +6,8 @@ import tokenizers
 from open_clip.tokenizer import SimpleTokenizer
 from tokenizers import decoders, normalizers, pre_tokenizers, processors
 
-from cris_deploy.words.tokenizer import END, PATTERN, START, WORD_END, byte_pair_model
+from cris_deploy.words.cleaning import END, PATTERN, START
+from cris_deploy.words.tokenizer import WORD_END, byte_pair_model
 
 
 def build_tokenizer() -> tokenizers.Tokenizer:

@@ -14,7 +14,8 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from cris_deploy.errors import ExportError, InputError
+from cris_deploy.errors import InputError
+from cris_export.errors import ExportError
 from cris_export.graph.stages import Stages
 from cris_train.model import CrisConfig
 
@@ -25,7 +26,7 @@ DEFAULT_OPSET = 20
 
 
 @dataclass(frozen=True)
-class GraphSpec:
+class Interface:
     """Names of one graph's inputs and outputs, and of its free dimension at each.
 
     Attributes:
@@ -37,12 +38,12 @@ class GraphSpec:
     outputs: dict[str, str]
 
 
-IMAGE_ENCODER = GraphSpec({"image": "batch"}, {"f3": "batch", "f4": "batch", "f5": "batch"})
-TEXT_ENCODER = GraphSpec(
+IMAGE_ENCODER = Interface({"image": "batch"}, {"f3": "batch", "f4": "batch", "f5": "batch"})
+TEXT_ENCODER = Interface(
     {"tokens": "batch"}, {"words": "batch", "sentence": "batch", "padding": "batch"}
 )
 # `images` is 1 or `batch`: the features of one image are broadcast over all its expressions.
-MASK_DECODER = GraphSpec(
+MASK_DECODER = Interface(
     {
         "words": "batch",
         "sentence": "batch",
@@ -87,11 +88,11 @@ def trace_stages(stages: Stages, config: CrisConfig, opset: int) -> dict[str, ir
 
 
 def _trace(
-    name: str, module: nn.Module, args: tuple[Tensor, ...], spec: GraphSpec, opset: int
+    name: str, module: nn.Module, args: tuple[Tensor, ...], spec: Interface, opset: int
 ) -> ir.Model:
     batch = torch.export.Dim("batch", min=1, max=4096)
     try:
-        with _quiet():
+        with quiet(), _unfused():
             program = torch.onnx.export(
                 module,
                 args,
@@ -114,7 +115,7 @@ def _trace(
     return model
 
 
-def _name_dimensions(model: ir.Model, spec: GraphSpec) -> None:
+def _name_dimensions(model: ir.Model, spec: Interface) -> None:
     """One symbol served while tracing; the graph's face gets a name for each free dimension."""
     for values, names in ((model.graph.inputs, spec.inputs), (model.graph.outputs, spec.outputs)):
         for value in values:
@@ -180,14 +181,12 @@ def _drop_provenance(model: ir.Model) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the exporter's progress and advice off the user's screen; its errors still raise."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    fast = torch.backends.mha.get_fastpath_enabled()
-    logger.setLevel(logging.ERROR)
-    # The fused path of nn.MultiheadAttention has no ONNX form.
-    torch.backends.mha.set_fastpath_enabled(False)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with (
             warnings.catch_warnings(),
@@ -197,5 +196,16 @@ def _quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _unfused() -> Iterator[None]:
+    """Do without the fused path of nn.MultiheadAttention, which has no ONNX form."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
         torch.backends.mha.set_fastpath_enabled(fast)

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 import onnx
+import onnx.compose
 import onnx_ir as ir
 
 from cris_deploy.bundle.reading import WEIGHTS
@@ -87,32 +88,12 @@ def compose_full(stages: Sequence[onnx.ModelProto]) -> onnx.ModelProto:
     full.ClearField("graph")
     full.graph.name = "full"
     for stage in stages:
-        graph = stage.graph
-        face = {value.name for value in (*graph.input, *graph.output)}
-        rename = _Prefix(f"{graph.name}/", face)
-        for initializer in graph.initializer:
-            copy = full.graph.initializer.add()
-            copy.CopyFrom(initializer)
-            copy.name = rename(initializer.name)
-        for node in graph.node:
-            copy = full.graph.node.add()
-            copy.CopyFrom(node)
-            copy.name = rename.prefix + node.name
-            copy.input[:] = map(rename, node.input)
-            copy.output[:] = map(rename, node.output)
+        graph = onnx.compose.add_prefix_graph(
+            stage.graph, f"{stage.graph.name}/", rename_inputs=False, rename_outputs=False
+        )
+        full.graph.initializer.extend(graph.initializer)
+        full.graph.node.extend(graph.node)
     image, text, mask = (stage.graph for stage in stages)
     full.graph.input.extend([*image.input, *text.input])
     full.graph.output.extend(mask.output)
     return full
-
-
-class _Prefix:
-    """Renames the inner values of one stage."""
-
-    def __init__(self, prefix: str, keep: set[str]) -> None:
-        self.prefix = prefix
-        self.keep = keep
-
-    def __call__(self, name: str) -> str:
-        # An empty name is an operator's absent optional input.
-        return name if not name or name in self.keep else self.prefix + name

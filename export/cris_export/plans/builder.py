@@ -6,19 +6,19 @@ knows nothing else, 10.13 and later do the same with the network flag.
 
 from __future__ import annotations
 
-import importlib
-import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from cris_deploy.bundle.manifest import GraphName, GraphSpec, Precision
 from cris_deploy.bundle.plans import Profile, RuntimeName, ShapeRange
-from cris_deploy.errors import BackendError, ExportError
+from cris_deploy.errors import BackendError
+from cris_export.errors import ExportError
+from cris_export.plans.choose import Builder
 from cris_export.plans.graph import readable
+from cris_export.plans.options import PlanOptions
 from cris_export.plans.types import TypeCount, count_kernels, count_types, type_name
 from cris_export.plans.watch import (
     BuildLog,
@@ -29,14 +29,7 @@ from cris_export.plans.watch import (
     make_monitor,
 )
 
-INSTALL = {
-    RuntimeName.TENSORRT: "pip install 'cris-deploy[tensorrt]'",
-    RuntimeName.TENSORRT_RTX: "pip install 'cris-deploy[tensorrt-rtx]'",
-}
-_MODULES = {RuntimeName.TENSORRT: "tensorrt", RuntimeName.TENSORRT_RTX: "tensorrt_rtx"}
-# The first whose strongly typed networks accept all that the exported graphs have, and the first
-# whose plans can be captured in CUDA graphs.
-_OLDEST = {RuntimeName.TENSORRT: (10, 13), RuntimeName.TENSORRT_RTX: (1, 2)}
+_MIB = 2**20
 
 IMAGES = "images"
 """Name of the mask decoder's free dimension that counts images, 1 or as many as expressions."""
@@ -60,29 +53,6 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What holds for all graphs of a bundle.
-
-    Attributes:
-        max_batch: Most images, or pairs of image and expression, in one run.
-        max_expressions: Most expressions on one image in one run.
-        targets: Compute capabilities to build for ("sm86"); empty for the GPU at hand.
-        version_compatible: The plan runs with later versions of TensorRT, too.
-        hardware_compatible: The plan runs on all GPUs from Ampere on.
-        workspace_bytes: Most scratch memory of a layer; None leaves it to TensorRT.
-        runs_here: Whether the plan can be loaded here after it was built.
-    """
-
-    max_batch: int
-    max_expressions: int
-    targets: tuple[str, ...]
-    version_compatible: bool
-    hardware_compatible: bool
-    workspace_bytes: int | None
-    runs_here: bool
-
-
-@dataclass(frozen=True)
 class Built:
     """A plan in memory, and what it was built from."""
 
@@ -90,30 +60,6 @@ class Built:
     profiles: tuple[Profile, ...]
     types: TypeCount
     kernels: Mapping[str, int]
-
-
-def import_runtime(name: RuntimeName) -> ModuleType:
-    """Import `tensorrt` or `tensorrt_rtx`; BackendError if it is missing, broken or too old."""
-    try:
-        module = importlib.import_module(_MODULES[name])
-    except (ImportError, OSError) as error:  # OSError: a library of it cannot be opened
-        reason = " ".join(str(error).split())
-        raise BackendError(
-            f"--engine {name}: it cannot be imported ({reason}): run {INSTALL[name]}"
-        ) from None
-    numbers = tuple(int(part) for part in re.findall(r"\d+", module.__version__)[:2])
-    if numbers < _OLDEST[name]:
-        raise BackendError(
-            f"--engine {name}: version {module.__version__} is installed, at least "
-            f"{'.'.join(map(str, _OLDEST[name]))} is needed: run {INSTALL[name]} -U"
-        )
-    return module
-
-
-def supported_targets(trt: Any) -> tuple[str, ...]:
-    """Name the compute capabilities that TensorRT-RTX can build for without such a GPU."""
-    names = (name.lower() for name in trt.ComputeCapability.__members__)
-    return tuple(sorted((n for n in names if re.fullmatch(r"sm\d+", n)), key=lambda n: int(n[2:])))
 
 
 def profiles_of(source: Source, max_batch: int, max_expressions: int) -> tuple[Profile, ...]:
@@ -154,9 +100,9 @@ def _profile(
 
 
 def build_plan(
-    trt: Any,
+    chosen: Builder,
     source: Source,
-    settings: Settings,
+    options: PlanOptions,
     log: BuildLog,
     cache: TimingCache | None,
     say: Callable[[str], None],
@@ -164,9 +110,9 @@ def build_plan(
     """Build the plan of one graph.
 
     Args:
-        trt: The module `tensorrt` or `tensorrt_rtx`.
+        chosen: What builds it, and for which GPUs.
         source: The graph.
-        settings: What holds for all graphs.
+        options: What holds for all graphs.
         log: Gets every message of the builder.
         cache: Timings, for TensorRT.
         say: Called with a line every few seconds of a long build.
@@ -175,6 +121,7 @@ def build_plan(
         BackendError: the builder does not start.
         ExportError: the graph is refused, the build failed, or it is not typed as the bundle says.
     """
+    trt: Any = chosen.module
     logger = make_logger(trt, log)
     try:
         builder = trt.Builder(logger)
@@ -193,8 +140,8 @@ def build_plan(
     _check_interface(trt, network, source)
     types = count_types(network)
     _check_types(types, source)
-    config = _config(trt, builder, settings)
-    profiles = profiles_of(source, settings.max_batch, settings.max_expressions)
+    config = _config(chosen, builder, options)
+    profiles = profiles_of(source, options.max_batch, options.max_expressions)
     for profile in profiles:
         _add_profile(builder, config, source.graph, profile)
     if cache is not None:
@@ -216,7 +163,7 @@ def build_plan(
     kernels = count_kernels(log)
     _check_kernels(kernels, types, source)
     built = Built(memoryview(plan), profiles, types, kernels)
-    _check_plan(trt, logger, built, source, settings, log)
+    check_plan(chosen, logger, built, source, options, log)
     return built
 
 
@@ -259,24 +206,27 @@ def _check_types(types: TypeCount, source: Source) -> None:
         )
 
 
-def _config(trt: Any, builder: Any, settings: Settings) -> Any:
+def _config(chosen: Builder, builder: Any, options: PlanOptions) -> Any:
+    trt: Any = chosen.module
     config = builder.create_builder_config()
     # On by default: float32 products of 10-bit mantissas, of which the graph says nothing.
     config.clear_flag(trt.BuilderFlag.TF32)
     # Types and shapes of the layers, for the inspector; costs nothing at run time.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if settings.targets:  # TensorRT-RTX: what takes memory of its own cannot be captured
+    if chosen.runtime is RuntimeName.TENSORRT_RTX:
+        # What takes memory of its own cannot be captured.
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
-        config.num_compute_capabilities = len(settings.targets)
-        for index, target in enumerate(settings.targets):
+        config.num_compute_capabilities = len(chosen.targets)
+        for index, target in enumerate(chosen.targets):
             capability = trt.ComputeCapability.__members__[target.upper()]
             config.set_compute_capability(capability, index)
-    if settings.version_compatible:
+    if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-    if settings.hardware_compatible:
+    if options.hardware_compatible:
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-    if settings.workspace_bytes is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_bytes)
+    if options.workspace_mib is not None:
+        workspace = options.workspace_mib * _MIB
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
     return config
 
 
@@ -288,23 +238,29 @@ def _add_profile(builder: Any, config: Any, graph: GraphName, profile: Profile) 
         raise ExportError(f"{graph}: the builder refuses the profile {profile}: see its log")
 
 
-def _check_plan(
-    trt: Any, logger: Any, built: Built, source: Source, settings: Settings, log: BuildLog
+def check_plan(
+    chosen: Builder,
+    logger: Any,
+    built: Built,
+    source: Source,
+    options: PlanOptions,
+    log: BuildLog,
 ) -> None:
     """Look at what came out, as far as this machine can.
 
     Loading needs a GPU of the plan's kind. Without a driver TensorRT-RTX still reads the plan's
     header, which finds what is no plan at all.
     """
+    trt: Any = chosen.module
     graph, spec, plan = source.graph, source.spec, built.plan
     runtime = trt.Runtime(logger)
-    if not settings.runs_here:
+    if not chosen.runs_here:
         if hasattr(runtime, "get_engine_validity"):
             _, diagnostics = runtime.get_engine_validity(plan[: runtime.engine_header_size])
             if int(diagnostics) & int(trt.EngineInvalidityDiagnostics.MALFORMED_ENGINE):
                 raise ExportError(f"{trt.__name__} does not know the plan of {graph} as its own")
         return
-    if settings.version_compatible:
+    if options.version_compatible:
         runtime.engine_host_code_allowed = True  # the lean runtime in a plan that was built here
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:

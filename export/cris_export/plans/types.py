@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,17 +35,17 @@ class TypeCount:
 
 def count_types(network: Any) -> TypeCount:
     """Count a network's layers by the type of their result."""
-    layers: dict[str, int] = {}
-    products: dict[str, int] = {}
+    layers: Counter[str] = Counter()
+    products: Counter[str] = Counter()
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         kind = layer.type.name
         if kind in ("CONSTANT", "CAST") or not layer.num_outputs:
             continue
         dtype = type_name(layer.get_output(0).dtype)
-        layers[dtype] = layers.get(dtype, 0) + 1
+        layers[dtype] += 1
         if kind in _PRODUCTS:
-            products[dtype] = products.get(dtype, 0) + 1
+            products[dtype] += 1
     return TypeCount(dict(sorted(layers.items())), dict(sorted(products.items())))
 
 
@@ -54,13 +55,13 @@ def count_kernels(log: BuildLog) -> dict[str, int]:
     That is int8 for a layer that reads it, and else the type of the first result; layers of shapes,
     indices and masks do not count. The same as an inspector gives, but without a GPU.
     """
-    kernels: dict[str, int] = {}
+    kernels: Counter[str] = Counter()
     for line in "\n".join(log.starting_with(_LAYERS)).splitlines():
         types = {name: _DATATYPE.findall(tensors) for name, tensors in _TENSORS.findall(line)}
         read, given = types.get("Inputs", []), types.get("Outputs", [])
         dtype = "int8" if "Int8" in read else _TYPE_NAMES.get(given[0].lower(), "") if given else ""
         if dtype in _COMPUTED:
-            kernels[dtype] = kernels.get(dtype, 0) + 1
+            kernels[dtype] += 1
     return dict(sorted(kernels.items()))
 
 

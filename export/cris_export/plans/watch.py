@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from cris_deploy.errors import ExportError, InputError
+from cris_deploy.errors import InputError
 from cris_deploy.files import write_atomically
+from cris_export.errors import ExportError
 
 _ERRORS = ("ERROR", "INTERNAL_ERROR")
 # What TensorRT, CUDA and the C++ library say of memory; only looked at when a build has failed,
@@ -22,7 +23,7 @@ _OUT_OF_MEMORY = re.compile(
     re.IGNORECASE,
 )
 _SHOWN_ERRORS = 3
-_PROGRESS_SECONDS = 10.0
+PROGRESS_SECONDS = 10.0
 
 
 class BuildLog:
@@ -170,7 +171,7 @@ def make_monitor(trt: Any, stop: threading.Event, say: Callable[[str], None]) ->
                 self._phases[phase_name] = (step + 1, steps)
                 now = time.monotonic()
                 line = None
-                if now - self._said >= _PROGRESS_SECONDS:
+                if now - self._said >= PROGRESS_SECONDS:
                     self._said = now
                     phases = self._phases.items()
                     line = ", ".join(f"{name} {done}/{steps}" for name, (done, steps) in phases)

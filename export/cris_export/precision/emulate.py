@@ -11,7 +11,7 @@ from __future__ import annotations
 import onnx
 from onnx import TensorProto, helper
 
-from cris_export.precision.ranges import EXACT
+from cris_export.precision.ranges import EXACT, float_values
 
 _HALF, _SINGLE = TensorProto.FLOAT16, TensorProto.FLOAT
 
@@ -26,7 +26,7 @@ def emulate_float16(proto: onnx.ModelProto) -> onnx.ModelProto:
         A graph whose inputs, outputs and values keep their names and are float32, holding what
         float16 would; stored weights keep their type.
     """
-    half = _values_of_type(proto, _HALF)
+    half = {name for name, dtype in float_values(proto).items() if dtype == _HALF}
     emulated = onnx.ModelProto()
     emulated.CopyFrom(proto)
     graph = emulated.graph
@@ -71,12 +71,3 @@ def emulate_float16(proto: onnx.ModelProto) -> onnx.ModelProto:
         if value.name in half:
             value.type.tensor_type.elem_type = _SINGLE
     return emulated
-
-
-def _values_of_type(proto: onnx.ModelProto, wanted: int) -> set[str]:
-    inferred = onnx.shape_inference.infer_shapes(proto).graph
-    return {
-        value.name
-        for value in (*inferred.value_info, *inferred.input, *inferred.output)
-        if value.type.tensor_type.elem_type == wanted
-    } - {tensor.name for tensor in proto.graph.initializer}

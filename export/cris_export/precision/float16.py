@@ -1,7 +1,7 @@
 """A float32 graph becomes a typed float16 graph: the precision lies in the graph, nowhere else.
 
 TensorRT 11 has no precision flags any more, and a runtime that meets a typed graph cannot choose
-another precision silently. What stays float32, and why, is decided in `rules.py` on measured
+another precision silently. What stays float32, and why, is decided in `islands.py` on measured
 numbers.
 """
 
@@ -13,8 +13,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from cris_deploy.errors import ExportError
-from cris_export.precision.rules import FLOAT16_MAX, NO_ISLANDS, Islands
+from cris_export.errors import ExportError
+from cris_export.precision.islands import NO_ISLANDS, Islands
+from cris_export.precision.rules import FLOAT16_MAX
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 

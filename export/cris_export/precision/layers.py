@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.utils
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
@@ -118,10 +119,12 @@ def compare_layers(reference: Path, other: Path, feeds: Sequence[Feed]) -> list[
     order = [o for node in truth.graph.node for o in node.output if o in shared]
     axes = _softmax_axes(truth.graph)
     errors: dict[str, float] = {}
+    pairs = ((truth, reference.parent), (typed, other.parent))
+    graphs = [(_extractor(proto), _input_types(proto), folder) for proto, folder in pairs]
     for names in _chunks(order, infer(truth).shapes):
         sessions = [
-            (open_session(_tapped(truth, names), reference.parent), _input_types(truth)),
-            (open_session(_tapped(typed, names), other.parent), _input_types(typed)),
+            (open_session(graph.extract_model([*types], names), folder), types)
+            for graph, types, folder in graphs
         ]
         noise, signal = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
         for feed in feeds:
@@ -196,27 +199,9 @@ def _chunks(order: list[str], shapes: Mapping[str, tuple[int, ...]]) -> Iterator
         yield chunk
 
 
-def _tapped(proto: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
-    """A copy that hands out these values, and computes no more than they need."""
-    tapped = onnx.ModelProto()
-    tapped.CopyFrom(proto)
-    needed = set(names)
-    kept: list[onnx.NodeProto] = []
-    for node in reversed(proto.graph.node):
-        if needed.intersection(node.output):
-            kept.append(node)
-            needed.update(node.input)
-    del tapped.graph.node[:]
-    tapped.graph.node.extend(reversed(kept))
-    del tapped.graph.initializer[:]
-    tapped.graph.initializer.extend(t for t in proto.graph.initializer if t.name in needed)
-    del tapped.graph.value_info[:]
-    del tapped.graph.output[:]
-    types = float_values(proto)
-    tapped.graph.output.extend(
-        helper.make_tensor_value_info(name, types[name], None) for name in names
-    )
-    return tapped
+def _extractor(proto: onnx.ModelProto) -> Any:
+    """What cuts graphs that hand out some values, and compute no more than they need."""
+    return onnx.utils.Extractor(onnx.shape_inference.infer_shapes(proto))
 
 
 def _input_types(proto: onnx.ModelProto) -> dict[str, np.dtype[Any]]:

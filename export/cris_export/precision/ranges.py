@@ -24,7 +24,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from cris_deploy.errors import ExportError
+from cris_export.errors import ExportError
 
 Feed = Mapping[str, NDArray[Any]]
 
@@ -102,11 +102,13 @@ def measure(model: Path, feeds: Sequence[Feed]) -> GraphMeasures:
     return GraphMeasures(layers, inputs)
 
 
-def open_session(proto: onnx.ModelProto, folder: Path) -> Any:
-    """A plain CPU session: nothing fused, nothing folded, every value computed as it is written.
+def open_session(proto: onnx.ModelProto, folder: Path, *, plain: bool = True) -> Any:
+    """A CPU session for a few runs.
 
     Args:
         proto: A graph whose external weights lie in `folder`.
+        folder: Where they are.
+        plain: Nothing fused, nothing folded, every value computed as it is written.
 
     Raises:
         ExportError: ONNX Runtime rejects the graph, or is not installed.
@@ -118,10 +120,11 @@ def open_session(proto: onnx.ModelProto, folder: Path) -> Any:
             f"measuring precision needs ONNX Runtime ({error}): pip install 'cris-deploy[cpu]'"
         ) from None
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
-    # Copying hundreds of megabytes of weights into another layout does not pay for a few runs.
-    options.add_session_config_entry("session.disable_prepacking", "1")
+    if plain:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        # Copying hundreds of megabytes of weights into another layout does not pay for a few runs.
+        options.add_session_config_entry("session.disable_prepacking", "1")
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(folder.resolve())
     )

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import onnx
 from onnx import TensorProto, helper
 
-from cris_deploy.bundle.manifest import GraphName, NumberType, TypeShare
-from cris_deploy.errors import ExportError
+from cris_deploy.bundle.manifest import NumberType, TypeShare
+from cris_export.errors import ExportError
 from cris_export.precision.rules import PRODUCTS
 
 _TYPES = {
@@ -48,9 +48,9 @@ def type_share(proto: onnx.ModelProto, islands: Mapping[str, str] | None = None)
         ExportError: the shape of a product's input or output cannot be inferred.
     """
     inferred = infer(proto)
-    nodes: dict[NumberType, int] = {}
-    products: dict[NumberType, int] = {}
-    weights: dict[NumberType, int] = {}
+    nodes: Counter[NumberType] = Counter()
+    products: Counter[NumberType] = Counter()
+    weights: Counter[NumberType] = Counter()
     producers = {output: node for node in proto.graph.node for output in node.output}
     conversions = 0
     for node in proto.graph.node:
@@ -64,42 +64,13 @@ def type_share(proto: onnx.ModelProto, islands: Mapping[str, str] | None = None)
             sources = [producers.get(name) for name in node.input[:2]]
             if all(s is not None and s.op_type == "DequantizeLinear" for s in sources):
                 number = NumberType.INT8
-            products[number] = products.get(number, 0) + multiply_adds(node, inferred.shapes)
-        nodes[number] = nodes.get(number, 0) + 1
+            products[number] += multiply_adds(node, inferred.shapes)
+        nodes[number] += 1
     for tensor in proto.graph.initializer:
         if (stored := _TYPES.get(tensor.data_type)) is not None:
             width = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-            weights[stored] = weights.get(stored, 0) + math.prod(tensor.dims) * width
-    return TypeShare(nodes, weights, products, conversions, dict(islands or {}))
-
-
-def describe_types(types: Mapping[GraphName, TypeShare]) -> str:
-    """Give the table of all graphs' types, and why parts of a float16 graph stay float32."""
-    lines = [f"{'graph':<15}{'type':<9}{'nodes':>13}{'weights':>20}{'multiply-adds':>19}  casts"]
-    for name, share in types.items():
-        label, casts = str(name), f"{share.conversions:>7}"
-        for number in NumberType:
-            if not share.nodes.get(number) and not share.weight_bytes.get(number):
-                continue
-            cells = (
-                f"{share.nodes.get(number, 0):>5}{_percent(share.nodes, number)}"
-                f"{share.weight_bytes.get(number, 0) / 1e6:>9.1f} MB"
-                f"{_percent(share.weight_bytes, number)}"
-                f"{share.multiply_adds.get(number, 0) / 1e9:>9.2f} G"
-                f"{_percent(share.multiply_adds, number)}"
-            )
-            lines.append(f"{label:<15}{number:<9}{cells}{casts}")
-            label = casts = ""
-    for name, share in types.items():
-        if share.islands and name is not GraphName.FULL:
-            counts = Counter(share.islands.values()).most_common()
-            reasons = ", ".join(f"{count} for {rule}" for rule, count in counts)
-            lines.append(f"float32 islands of {name}: {len(share.islands)} nodes ({reasons})")
-    return "\n".join(lines)
-
-
-def _percent(counts: Mapping[NumberType, int], number: NumberType) -> str:
-    return f"{100 * counts.get(number, 0) / max(1, sum(counts.values())):>6.1f} %"
+            weights[stored] += math.prod(tensor.dims) * width
+    return TypeShare(dict(nodes), dict(weights), dict(products), conversions, dict(islands or {}))
 
 
 def multiply_adds(node: onnx.NodeProto, shapes: Shapes) -> int:

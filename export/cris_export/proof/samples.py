@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import re
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,17 +15,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cris_deploy import documents
+from cris_deploy.bundle.manifest import Sample
 from cris_deploy.errors import CheckpointError, CrisError, InputError
 from cris_deploy.pixels import image as images
 from cris_deploy.words.tokenizer import Tokenizer
 from cris_export.graph.stages import build_stages
-from cris_export.graph.trace import IMAGE_ENCODER, TEXT_ENCODER, GraphSpec
+from cris_export.graph.trace import IMAGE_ENCODER, TEXT_ENCODER, Interface
 from cris_train.model import Cris
 
 PACKAGED = Path(__file__).parent / "samples_data" / "samples.jsonl"
 # Samples that carry the stages' outputs, too: at full size 3.5 MB per image, 37 kB per expression.
 SCENES = 2
 EXPRESSIONS = 4  # per scene
+
+_LINE = 'write lines such as {"image": "photo.jpg", "expression": "the man in red"}'
 
 Features: TypeAlias = dict[str, NDArray[np.generic]]
 
@@ -34,6 +39,12 @@ class SampleSource:
     """One pair to prove an export on: an image file and a referring expression."""
 
     image: Path
+    expression: str
+
+
+@dataclass(frozen=True)
+class _Line:
+    image: str
     expression: str
 
 
@@ -77,17 +88,9 @@ def read_samples(path: Path | None, flag: str = "--samples") -> list[SampleSourc
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        try:
-            entry = json.loads(line)
-            image, expression = entry["image"], entry["expression"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{flag} {path}, line {number}: expected "
-                f'{{"image": "photo.jpg", "expression": "the man in red"}}'
-            ) from error
-        if not isinstance(image, str) or not isinstance(expression, str):
-            raise InputError(f"{flag} {path}, line {number}: both values have to be strings")
-        samples.append(SampleSource(path.parent / image, expression))
+        where = f"{flag} {path}, line {number}"
+        entry = documents.read(_Line, line, where, remedy=_LINE, error=InputError)
+        samples.append(SampleSource(path.parent / entry.image, entry.expression))
     if not samples:
         raise InputError(f"{flag} {path}: the file names no sample")
     return samples
@@ -134,5 +137,50 @@ def answer_samples(
     return answers
 
 
-def _named(spec: GraphSpec, outputs: tuple[Tensor, ...]) -> Features:
+def write_samples(folder: Path, answers: Sequence[Answer]) -> tuple[Sample, ...]:
+    """Copy each image once, the FP32 logits of each pair, and the features of those that have any.
+
+    Images keep their names, as far as every system can hold them, so that reports can be read.
+
+    Args:
+        folder: The bundle's; its samples go to `samples/`, which is new.
+        answers: What FP32 PyTorch says.
+
+    Returns:
+        The manifest's records, in the order of the answers.
+    """
+    (folder / "samples").mkdir()
+    copies: dict[Path, str] = {}
+    scenes: dict[Path, str] = {}
+    written = []
+    for index, answer in enumerate(answers):
+        source = answer.source.image
+        if source not in copies:
+            name = re.sub(r"[^A-Za-z0-9._-]", "_", source.name)[-80:]
+            copies[source] = f"samples/{len(copies)}-{name}"
+            shutil.copyfile(source, folder / copies[source])
+        logits = f"samples/logits{index}.npy"
+        np.save(folder / logits, answer.logits)
+        text = None
+        if answer.scene is not None and answer.text is not None:
+            if source not in scenes:
+                scenes[source] = f"samples/scene{len(scenes)}.npz"
+                np.savez_compressed(folder / scenes[source], allow_pickle=False, **answer.scene)
+            text = f"samples/text{index}.npz"
+            np.savez_compressed(folder / text, allow_pickle=False, **answer.text)
+        written.append(
+            Sample(
+                copies[source],
+                answer.source.expression,
+                logits,
+                answer.height,
+                answer.width,
+                scenes.get(source) if text is not None else None,
+                text,
+            )
+        )
+    return tuple(written)
+
+
+def _named(spec: Interface, outputs: tuple[Tensor, ...]) -> Features:
     return {name: output.numpy() for name, output in zip(spec.outputs, outputs, strict=True)}

@@ -133,12 +133,12 @@ class ParityReport:
             min_iou=self.min_iou,
             mean_iou=self.mean_iou,
             worst_iou=self.worst.iou,
-            max_logit_error=_largest([route.max_logit_error for route in self.routes]),
+            max_logit_error=largest([route.max_logit_error for route in self.routes]),
             passed=self.passed,
             proofs=tuple(report.proof(required=report in self.required) for report in self.reports),
             logit_budgets={compute.value: budget for compute, budget in budgets.items()},
-            worst_relative_error=_largest([route.worst_relative_error for route in self.routes]),
-            mean_relative_error=_largest([route.mean_relative_error for route in self.routes]),
+            worst_relative_error=largest([route.worst_relative_error for route in self.routes]),
+            mean_relative_error=largest([route.mean_relative_error for route in self.routes]),
             visible_share=first.visible_share,
             unproved=self.unproved,
         )
@@ -251,7 +251,8 @@ def _installed(broken: list[str]) -> list[tuple[BackendName, Device]]:
     return places
 
 
-def _largest(errors: Sequence[float | None]) -> float | None:
+def largest(errors: Sequence[float | None]) -> float | None:
+    """Give the largest error; None, which stands for NaN and infinity, if one is among them."""
     finite = [error for error in errors if error is not None]
     return max(finite) if len(finite) == len(errors) else None
 

@@ -18,8 +18,9 @@ from cris_deploy.execution.backends import (
     tensorrt_runtime,
 )
 from cris_deploy.machine import gpu
+from tests.helpers.plans import write_plans
 from tests.stand_ins.fake_machine import machine
-from tests.stand_ins.fake_tensorrt import GPU, VERSION, write_plans
+from tests.stand_ins.fake_tensorrt import GPU, VERSION
 
 __all__ = ["machine"]
 
@@ -67,7 +68,7 @@ def test_no_cpu(machine):
 def test_no_plan(machine, backend):
     remove_plans(machine)
     with pytest.raises(
-        BackendError, match=rf"has no {backend} plan of image_encoder.*cris-export --bundle"
+        BackendError, match=rf"has no {backend} plan of image_encoder.*cris-export build"
     ):
         machine.engine(backend)
 
@@ -76,7 +77,7 @@ def test_plan_of_another_version(machine):
     machine.tensorrt.__version__ = "10.14.1"
     with pytest.raises(
         BackendError,
-        match=rf"wants tensorrt {VERSION}, here is 10\.14\.1.*cris-export --bundle .* --engine",
+        match=rf"wants tensorrt {VERSION}, here is 10\.14\.1.*cris-export build .* --engine",
     ):
         machine.engine("tensorrt")
     assert machine.tensorrt.loads == 0
@@ -94,7 +95,7 @@ def test_plan_that_the_runtime_refuses(machine):
     with pytest.raises(
         BackendError,
         match=rf"refuses image_encoder\.tensorrt\.sm86\.plan, built with {VERSION} for sm86 "
-        rf"\({GPU}\): platform specific tag mismatch: .*cris-export --bundle",
+        rf"\({GPU}\): platform specific tag mismatch: .*cris-export build",
     ) as caught:
         machine.engine("tensorrt")
     assert "only a warning" not in str(caught.value)
@@ -104,7 +105,7 @@ def test_version_compatible_plans_load_if_their_code_may_run(machine):
     remove_plans(machine)
     write_plans(machine.bundle, version_compatible=True)
     with pytest.raises(
-        BackendError, match=r"machine code.*allow_plan_code=True if you trust.*cris-export"
+        BackendError, match=r"machine code.*--allow-plan-code if you trust.*cris-export"
     ):
         machine.engine("tensorrt")
     assert machine.tensorrt.loads == 0

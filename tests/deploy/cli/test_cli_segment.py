@@ -11,10 +11,15 @@ import numpy as np
 import pytest
 
 from cris_deploy import Engine
+from cris_deploy.bundle.reading import ENGINES
 from cris_deploy.cli import guarded
 from cris_deploy.cli.jobs import BadEntry, Job, read_jobs
 from cris_deploy.cli.segment import main, segment_jobs
 from cris_deploy.errors import InputError
+from tests.helpers.plans import write_plans
+from tests.stand_ins.fake_machine import machine
+
+__all__ = ["machine"]
 
 coco = pytest.importorskip("pycocotools.mask")
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -236,6 +241,17 @@ def test_as_a_process(tiny_bundle, folder, tmp_path):
     assert result.stderr.count("\n") == 1
     assert "broken.png" in result.stderr
     assert len(result.stdout.splitlines()) == 4
+
+
+def test_code_of_plans_runs_if_a_flag_says_so(machine, folder, tmp_path, capsys):
+    for plan in (machine.bundle / ENGINES).iterdir():
+        plan.unlink()
+    write_plans(machine.bundle, version_compatible=True)
+    command = [str(machine.bundle), str(folder / "a.png"), "a", "-o", str(tmp_path / "o")]
+    command += ["--backend", "tensorrt", "--device", "cuda"]
+    assert main(command) == 2
+    assert "--allow-plan-code" in capsys.readouterr().err
+    assert main([*command, "--allow-plan-code"]) == 0
 
 
 def test_interrupt_and_closed_pipe(capsys):

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +27,8 @@ from cris_deploy.proof.gate import (
     visible_share,
     worst_stage,
 )
-from cris_export.cli import main as cli
 from tests.helpers import tiny_bundle as tiny
 
-ROOT = Path(__file__).parents[3]
 # The tensor of weights.bin that each stage alone uses.
 STAGE_WEIGHTS = {
     GraphName.IMAGE_ENCODER: "mix4",
@@ -449,95 +445,6 @@ def test_unusable_arguments(tiny_bundle, own_bundle):
     path.write_text(json.dumps({**json.loads(path.read_text()), "samples": []}))
     with pytest.raises(BundleError, match="no samples"):
         run_check(own_bundle)
-
-
-def test_console(own_bundle, capsys):
-    command = ["--check", str(own_bundle), "--backend", "onnxruntime", "--device", "cpu"]
-    assert cli.main(command) == 0
-    text = capsys.readouterr().out
-    for expected in ("onnxruntime", "0.png: a cat", "full graph", "mask_decoder", "passed"):
-        assert expected in text
-    tiny.change_weights(own_bundle, "mix4", np.negative)
-    assert cli.main(command) == 1
-    output = capsys.readouterr()
-    assert "FAILED" in output.out
-    assert "worst stage image_encoder" in output.err
-    assert cli.main([*command, "--min-iou", "0"]) == 1
-    assert "logit error" in capsys.readouterr().err
-    assert cli.main([*command, "--min-iou", "0", "--max-logit-error", "9"]) == 0
-    tiny.change_weights(own_bundle, "mix4", lambda w: np.full_like(w, np.nan))
-    assert cli.main([*command, "--min-iou", "0"]) == 1
-    output = capsys.readouterr()
-    assert "NaN" in output.out
-    assert "begin in image_encoder" in output.err
-
-
-def test_console_json(own_bundle, capsys):
-    command = ["--check", str(own_bundle), "--backend", "onnxruntime", "--device", "cpu", "--json"]
-    assert cli.main(command) == 0
-    document = json.loads(capsys.readouterr().out)
-    assert document["passed"] is True
-    assert document["choice"]["backend"] == "onnxruntime"
-    assert {route["route"] for route in document["routes"]} == {"stages", "full"}
-    tiny.change_weights(own_bundle, "project", lambda w: np.full_like(w, np.inf))
-    assert cli.main(command) == 1
-
-    def refuse(constant):
-        raise AssertionError(f"{constant} is no JSON")
-
-    document = json.loads(capsys.readouterr().out, parse_constant=refuse)
-    assert document["passed"] is False
-    assert document["routes"][0]["max_logit_error"] is None
-    assert "infinity" in document["problem"]
-
-
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        (["--backend", "abacus"], "abacus"),
-        (["--backend", "onnxruntime", "--device", "cpu", "--precision", "int8"], "int8"),
-        (["--min-iou", "2"], "min_iou"),
-        (["--max-logit-error", "-1"], "max_logit_error"),
-    ],
-)
-def test_console_unusable_backend(tiny_bundle, capsys, flags, said):
-    assert cli.main(["--check", str(tiny_bundle), *flags]) == 2
-    error = capsys.readouterr().err
-    assert said in error
-    assert "Traceback" not in error
-
-
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        ([], "--check BUNDLE"),
-        (["--ckpt", "x.pth", "--check", "x.bundle"], "--ckpt FILE"),
-        (["--bundle", "x", "--backend", "openvino"], "--backend goes with --ckpt and --check"),
-        (["--ckpt", "x.pth", "--json"], "--json goes with --check"),
-        (["--bundle", "x", "--json"], "--json goes with --check"),
-    ],
-)
-def test_console_misuse(capsys, flags, said):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(flags)
-    assert stop.value.code == 2
-    assert said in capsys.readouterr().err
-
-
-def test_console_needs_nothing_of_an_export(tiny_bundle):
-    """A machine that serves has neither PyTorch nor onnx."""
-    code = f"""
-import sys
-for name in ("torch", "torchvision", "open_clip", "onnx", "onnxscript", "onnx_ir", "nncf"):
-    sys.modules[name] = None  # importing it raises ImportError
-from cris_export.cli.main import main
-sys.exit(main(["--check", {str(tiny_bundle)!r}, "--backend", "onnxruntime", "--device", "cpu"]))
-"""
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
-    assert "passed" in result.stdout
 
 
 def test_deviation():

@@ -4,16 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from cris_deploy.errors import BackendError, ExportError, InputError
+from cris_deploy.errors import BackendError, InputError
+from cris_export.errors import ExportError
 from cris_export.plans import planner
-from cris_export.plans.build import EngineKind, EngineOptions
+from cris_export.plans.options import PlanKind, PlanOptions
 from cris_export.plans.planner import Planner
 
 FOLDER, NAME = Path("/tmp/.x.partial"), Path("/tmp/x.bundle")
 NAMED = [
-    EngineOptions(EngineKind.TENSORRT),
-    EngineOptions(EngineKind.AUTO, targets=("sm86",)),
-    EngineOptions(EngineKind.AUTO, version_compatible=True),
+    PlanOptions(PlanKind.TENSORRT),
+    PlanOptions(PlanKind.AUTO, targets=("sm86",)),
+    PlanOptions(PlanKind.AUTO, version_compatible=True),
 ]
 
 
@@ -25,15 +26,15 @@ def plan(monkeypatch, options, *, choose=None, build=None):
             raise error
         return result
 
-    monkeypatch.setattr(planner, "choose_engine", lambda *_: act(choose, "a choice"))
-    monkeypatch.setattr(planner, "build_engines", lambda *_: act(build, ("a plan",)))
+    monkeypatch.setattr(planner, "choose_builder", lambda *_: act(choose, "a choice"))
+    monkeypatch.setattr(planner, "build_plans", lambda *_: act(build, ("a plan",)))
     lines: list[str] = []
     found = Planner(options, lines.append)
     return found, found.build(FOLDER, NAME), lines
 
 
 def test_plans_are_built(monkeypatch):
-    for options in (EngineOptions(), *NAMED):
+    for options in (PlanOptions(), *NAMED):
         found, plans, _ = plan(monkeypatch, options)
         assert plans == ("a plan",)
         assert found.warnings == []
@@ -49,10 +50,10 @@ def test_plans_are_built(monkeypatch):
     ],
 )
 def test_what_nobody_asked_for_is_a_warning(monkeypatch, step, fault):
-    found, plans, lines = plan(monkeypatch, EngineOptions(), **{step: fault})
+    found, plans, lines = plan(monkeypatch, PlanOptions(), **{step: fault})
     assert plans == ()
     folder = NAME if step == "build" else FOLDER  # the log goes where the bundle goes
-    assert found.warnings == [f"no engine was built: no plan; see {folder}/engines/x.log"]
+    assert found.warnings == [f"no plan was built: no plan; see {folder}/engines/x.log"]
     assert lines == [f"warning: {found.warnings[0]}"]
 
 

@@ -9,8 +9,7 @@ from cris_deploy.bundle.manifest import GraphName
 from cris_deploy.machine.cpu import EXACT_LEVELS
 from cris_export.precision.int8.calibration import LEVELS, observe
 from cris_export.precision.int8.rounding import compensate, round_weight, round_weights
-from cris_export.precision.int8.sites import find_sites
-from cris_export.precision.int8.stage import _find_sites
+from cris_export.precision.int8.sites import find_sites, find_stage_sites
 from tests.helpers.onnx_graphs import graph, node, value
 
 INPUTS, OUTPUTS = 96, 40
@@ -104,5 +103,8 @@ def test_matrices_with_observed_products_are_compensated(tmp_path, rng):
 
 def test_the_text_encoder_keeps_float32_inputs(rng):
     model = ir.from_proto(two_matrices(rng))
-    assert [site.whole for site in _find_sites(GraphName.MASK_DECODER, model)] == [True, False]
-    assert [site.whole for site in _find_sites(GraphName.TEXT_ENCODER, model)] == [False, False]
+    assert [site.whole for site in find_stage_sites(GraphName.MASK_DECODER, model)] == [True, False]
+    assert [site.whole for site in find_stage_sites(GraphName.TEXT_ENCODER, model)] == [
+        False,
+        False,
+    ]

@@ -11,13 +11,14 @@ import onnxruntime
 import pytest
 from onnx import TensorProto
 
-from cris_deploy.errors import ExportError
 from cris_deploy.execution.backends.onnxruntime import _Session
+from cris_export.errors import ExportError
 from cris_export.precision.emulate import emulate_float16
 from cris_export.precision.float16 import to_float16
 from cris_export.precision.int8.half import with_steps
+from cris_export.precision.islands import Islands, find_islands
 from cris_export.precision.ranges import GraphMeasures, measure, open_session
-from cris_export.precision.rules import Islands, RuleName, find_islands
+from cris_export.precision.rules import RuleName
 from tests.helpers.onnx_graphs import F16, F32, graph, node, value
 
 

@@ -5,7 +5,7 @@ import onnx
 import pytest
 
 from cris_deploy.bundle.manifest import NumberType
-from cris_deploy.errors import ExportError
+from cris_export.errors import ExportError
 from cris_export.precision.shares import infer, multiply_adds, type_share
 from tests.helpers.onnx_graphs import graph, node, value
 

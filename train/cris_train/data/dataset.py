@@ -11,7 +11,7 @@ from open_clip.tokenizer import SimpleTokenizer
 
 from cris_deploy.errors import DataError
 from cris_deploy.pixels import image as images
-from cris_deploy.words.tokenizer import clean
+from cris_deploy.words.cleaning import clean
 from cris_train.data.batch import Sample
 from cris_train.data.refer import ReferImage, ReferObject
 from cris_train.data.target import TargetSampling, mask_target

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cris_deploy.errors import CrisError, DataError, ExpressionError, ImageError
-from cris_deploy.words.tokenizer import clean
+from cris_deploy.words.cleaning import clean
 from cris_train.data.refer import ReferImage, ReferObject
 from cris_train.evaluation.metrics import MaskMetrics
 

@@ -68,7 +68,7 @@ class Measured:
         if self.kind is Kind.CHECKPOINT or self.parity:
             return None
         if self.parity is None:
-            return "the bundle has no record of a parity gate: run cris-export --check"
+            return "the bundle has no record of a parity gate: run cris-export check"
         return "THE BUNDLE FAILED ITS PARITY GATE: it does not give the checkpoint's masks"
 
 

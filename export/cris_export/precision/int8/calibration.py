@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cris_deploy.errors import InputError
-from cris_export.precision.ranges import Feed
+from cris_export.precision.ranges import Feed, open_session
 
 LEVELS = 127
 """Steps to either side of zero. Symmetric and signed, because TensorRT reads nothing else: it takes
@@ -98,8 +98,6 @@ def observe(
     Raises:
         InputError: a tensor is not finite on some sample.
     """
-    import onnxruntime
-
     multiplied = set(products)
     wanted = sorted({*names, *multiplied})
     if not wanted:  # asked for no outputs, a session gives all
@@ -109,14 +107,7 @@ def observe(
     proto.graph.output.extend(
         onnx.helper.make_empty_tensor_value_info(name) for name in wanted if name not in known
     )
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", str(model.parent.resolve())
-    )
-    session = onnxruntime.InferenceSession(
-        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = open_session(proto, model.parent, plain=False)
     outputs = [name for name in wanted if name not in {v.name for v in proto.graph.input}]
     seen: dict[str, Observation] = {}
     for feed in tqdm(feeds, what, leave=False, disable=None):

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from cris_export.precision.rules import ROUNDING_LIMIT, Islands, RuleName, find_islands
+from cris_export.precision.islands import Islands, find_islands
+from cris_export.precision.rules import ROUNDING_LIMIT, RuleName
 from cris_export.proof.float32 import MOST_PAIRS, Reference, measure_stages, spread
 
 _PAIRS = ("QuantizeLinear", "DequantizeLinear")

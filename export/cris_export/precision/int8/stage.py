@@ -14,13 +14,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from cris_deploy.bundle.manifest import GraphName, Quantisation
-from cris_deploy.errors import ParityError
 from cris_deploy.machine.cpu import EXACT_LEVELS
+from cris_export.errors import ParityError
 from cris_export.precision.int8.calibration import Observation, observe
 from cris_export.precision.int8.equalise import equalise, find_moves
 from cris_export.precision.int8.quantise import halve_maps, quantise, quantise_embedding
 from cris_export.precision.int8.rounding import Rounded, round_weights
-from cris_export.precision.int8.sites import Site, find_sites, fold_weight_slices, residual_values
+from cris_export.precision.int8.sites import find_stage_sites, fold_weight_slices, residual_values
 from cris_export.precision.ranges import Feed, open_session
 from cris_export.proof.float32 import Reference, spread
 
@@ -63,7 +63,7 @@ class _Stage:
         released = set(self.order[: self.released])
         sites = [
             dataclasses.replace(site, whole=site.whole and site.name not in released)
-            for site in _find_sites(self.name, model)
+            for site in find_stage_sites(self.name, model)
         ]
         residuals = residual_values(model, sites)
         halve_maps(model)
@@ -127,7 +127,7 @@ def _calibrate(name: GraphName, model: ir.Model, reference: Reference) -> _Stage
     ranges = observe(path, feeds, [move.name for move in moves], f"{name}: ranges")
     equalise(moves, ranges)
     onnx.save(ir.to_proto(model), path)
-    sites = _find_sites(name, model)
+    sites = find_stage_sites(name, model)
     whole = [site for site in sites if site.whole]
     values = [site.source for site in whole] + residual_values(model, whole)
     seen = observe(
@@ -142,18 +142,6 @@ def _calibrate(name: GraphName, model: ir.Model, reference: Reference) -> _Stage
     for observation in seen.values():
         observation.products = None  # a tenth of a gigabyte that nothing reads any more
     return _Stage(name, path, seen, rounded, sorted(noise, key=lambda site: -noise[site]))
-
-
-def _find_sites(stage: GraphName, model: ir.Model) -> list[Site]:
-    """A stage's layers. The text encoder's keep float32 inputs.
-
-    It is 3% of the time, and its errors reach every pixel: with random weights, rounded inputs
-    there lost as much as those of the other two stages together.
-    """
-    return [
-        dataclasses.replace(site, whole=site.whole and stage is not GraphName.TEXT_ENCODER)
-        for site in find_sites(model)
-    ]
 
 
 class _Judge:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from cris_deploy.errors import BundleError, ExpressionError, InputError
-from cris_deploy.words.tokenizer import CONTEXT_LENGTH, Tokenizer, clean
+from cris_deploy.words.cleaning import clean
+from cris_deploy.words.tokenizer import CONTEXT_LENGTH, Tokenizer
 
 open_clip_tokenizer = pytest.importorskip("open_clip.tokenizer")
 

@@ -1,0 +1,292 @@
+"""`cris-bench serve`: what HTTP costs beside the engine, and what a server does under load."""
+
+import argparse
+import asyncio
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import cv2
+import httpx
+import numpy as np
+
+from cris_bench.record.machine import describe
+from cris_deploy import documents
+from cris_deploy.cli import Parser, guarded, tables
+from cris_deploy.engine import Engine
+from cris_deploy.errors import BackendError, InputError
+
+_READY_SECONDS: Final = 300.0
+_WORDS: Final = "the small red star left of the blue cross"
+_SETTLED: Final = 0.1
+"""Share of the requests after which memory is looked at first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overhead:
+    """The same picture by the engine and over HTTP, taking turns; milliseconds.
+
+    `known` ones were asked before, so that their features are in the cache: what is left is the
+    text, the mask decoder and the way.
+    """
+
+    engine_ms: tuple[float, ...]
+    http_ms: tuple[float, ...]
+    known: bool
+
+    @property
+    def added_ms(self) -> float:
+        """Median of the differences, turn by turn."""
+        return float(np.median(np.subtract(self.http_ms, self.engine_ms)))
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Requests of many clients without a pause.
+
+    `settled_bytes` is what the server's processes took (proportional set size) after a tenth of the
+    requests, `final_bytes` at the end.
+    """
+
+    clients: int
+    requests: int
+    failed: int
+    seconds: float
+    p50_ms: float
+    p99_ms: float
+    settled_bytes: int
+    final_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServeRecord:
+    """A run of `cris-bench serve`."""
+
+    machine: Any
+    bundle: str
+    choice: str
+    ready_seconds: float
+    overheads: tuple[Overhead, ...]
+    load: Load | None
+    command: tuple[str, ...]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure. Exit 0, 1 if a request failed, 2 for unusable input."""
+    given = sys.argv[1:] if argv is None else list(argv)
+    args = _parser().parse_args(given)
+
+    def run() -> int:
+        record = measure(args, tuple(given))
+        if args.output is not None:
+            from cris_deploy.files import write_whole
+
+            write_whole(args.output, documents.to_json(record).encode())
+        print(documents.to_json(record) if args.json else describe_run(record))
+        return 1 if record.load is not None and record.load.failed else 0
+
+    return guarded("cris-bench serve", run)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="cris-bench serve",
+        description="Time cris-serve on this machine: beside the engine in one process, and under "
+        "many clients.",
+        examples=(
+            "cris-bench serve demo/scenes.bundle --requests 10000 --clients 16",
+            "cris-bench serve demo/scenes.bundle --server-options '--streams 2' -o serve.json",
+        ),
+    )
+    add = parser.add_argument
+    add("bundle", type=Path, metavar="BUNDLE", help="what cris-export wrote")
+    add("--image", type=Path, metavar="FILE", help="a picture (a generated JPEG of 640 x 480)")
+    add("--turns", type=int, default=100, metavar="N", help="of engine and HTTP (100)")
+    add("--requests", type=int, default=1000, metavar="N", help="under load (1000; 0 for none)")
+    add("--clients", type=int, default=16, metavar="N", help="under load (16)")
+    add("--pictures", type=int, default=32, metavar="N", help="different ones under load (32)")
+    add("--server-options", default="", metavar="TEXT", help="handed to cris-serve")
+    add("-o", "--output", type=Path, metavar="FILE", help="write the record as JSON")
+    add("--json", action="store_true", help="print the record")
+    return parser
+
+
+def measure(args: argparse.Namespace, command: tuple[str, ...]) -> ServeRecord:
+    """Run a server, and time it."""
+    for name, least in (("turns", 1), ("requests", 0), ("clients", 1), ("pictures", 1)):
+        if getattr(args, name) < least:
+            raise InputError(f"--{name} is {getattr(args, name)}: give {least} or more")
+    picture = _picture(args.image, 0)
+    with Engine(args.bundle) as engine, _server(args.bundle, args.server_options) as server:
+        overheads = tuple(
+            _overhead(engine, server.url, picture, args.turns, known=known)
+            for known in (False, True)
+        )
+        choice = f"{engine.info.backend} on {engine.info.device} in {engine.info.compute}"
+        load = None
+        if args.requests:
+            pictures = [_picture(args.image, number) for number in range(args.pictures)]
+            load = asyncio.run(_load(server, pictures, args.requests, args.clients))
+    return ServeRecord(
+        describe(), args.bundle.name, choice, server.ready_seconds, overheads, load, command
+    )
+
+
+def describe_run(record: ServeRecord) -> str:
+    """Give the figures as text."""
+    rows = [
+        (
+            "known picture" if overhead.known else "new picture",
+            f"{np.median(overhead.engine_ms):.2f}",
+            f"{np.median(overhead.http_ms):.2f}",
+            f"{overhead.added_ms:+.2f}",
+        )
+        for overhead in record.overheads
+    ]
+    lines = [
+        f"{record.bundle}: {record.choice}; ready after {record.ready_seconds:.1f} s",
+        "",
+        tables.to_text(("one client, median ms", "engine", "HTTP", "added"), rows),
+    ]
+    if (load := record.load) is not None:
+        grown = load.final_bytes / load.settled_bytes - 1
+        lines += [
+            "",
+            f"{load.requests:,} requests of {load.clients} clients: {load.failed} failed, "
+            f"{load.requests / load.seconds:.1f} a second, p50 {load.p50_ms:.1f} ms, "
+            f"p99 {load.p99_ms:.1f} ms ({load.p99_ms / load.p50_ms:.1f} x)",
+            f"memory {load.final_bytes / 2**20:.0f} MiB, {grown:+.1%} since the first tenth",
+        ]
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _Server:
+    url: str
+    pid: int
+    ready_seconds: float
+
+
+@contextmanager
+def _server(bundle: Path, options: str) -> Iterator[_Server]:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    command = [
+        *(sys.executable, "-m", "cris_deploy.cli.serve", str(bundle), "--port", str(port)),
+        *options.split(),
+    ]
+    url, began = f"http://127.0.0.1:{port}", time.perf_counter()
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            while True:
+                if process.poll() is not None or time.perf_counter() - began > _READY_SECONDS:
+                    log.seek(0)
+                    end = log.read()[-1000:].decode(errors="replace")
+                    raise BackendError(f"cris-serve does not become ready: {end}")
+                try:
+                    if httpx.get(f"{url}/ready").status_code == 200:
+                        break
+                except httpx.TransportError:
+                    time.sleep(0.02)
+            yield _Server(url, process.pid, time.perf_counter() - began)
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _picture(path: Path | None, number: int) -> bytes:
+    """A JPEG that was not sent before: bytes behind its end change its hash and its cost not."""
+    if path is not None:
+        try:
+            return path.read_bytes() + number.to_bytes(4, "big")
+        except OSError as error:
+            raise InputError(f"--image {path} cannot be read: {error}") from error
+    rng = np.random.default_rng(number)
+    small = rng.integers(0, 256, (24, 32, 3), np.uint8)
+    pixels = cv2.resize(small, (640, 480), interpolation=cv2.INTER_CUBIC)
+    _, data = cv2.imencode(".jpg", pixels)
+    return data.tobytes()
+
+
+def _overhead(engine: Engine, url: str, picture: bytes, turns: int, *, known: bool) -> Overhead:
+    by_engine, by_http = [], []
+    with httpx.Client(base_url=url) as client:
+        for turn in range(turns + 3):
+            image = picture if known else _picture(None, 10**6 + turn)
+            words = f"{_WORDS} {turn}"
+            began = time.perf_counter()
+            expected = engine.segment(image, words)
+            middle = time.perf_counter()
+            answer = client.post(
+                "/v1/segment",
+                content=image,
+                params={"expression": words},
+                headers={"content-type": "image/jpeg"},
+            )
+            ended = time.perf_counter()
+            if answer.json()["results"][0]["rle"] != expected.rle():
+                raise BackendError("cris-serve gave another mask than the engine")
+            if turn >= 3:
+                by_engine.append(1e3 * (middle - began))
+                by_http.append(1e3 * (ended - middle))
+    return Overhead(tuple(by_engine), tuple(by_http), known)
+
+
+async def _load(server: _Server, pictures: list[bytes], requests: int, clients: int) -> Load:
+    times: list[float] = []
+    failed = begun = settled = 0
+
+    async def client(connection: httpx.AsyncClient) -> None:
+        nonlocal failed, begun, settled
+        while begun < requests:
+            number, begun = begun, begun + 1
+            if number == int(_SETTLED * requests):
+                settled = _memory(server.pid)
+            began = time.perf_counter()
+            try:
+                answer = await connection.post(
+                    "/v1/segment",
+                    content=pictures[number % len(pictures)],
+                    params={"expression": f"{_WORDS} {number % 97}"},
+                    headers={"content-type": "image/jpeg"},
+                )
+                failed += answer.status_code != 200
+            except httpx.TransportError:
+                failed += 1
+            times.append(1e3 * (time.perf_counter() - began))
+
+    limits = httpx.Limits(max_connections=clients)
+    async with httpx.AsyncClient(base_url=server.url, timeout=120, limits=limits) as connection:
+        began = time.perf_counter()
+        await asyncio.gather(*(client(connection) for _ in range(clients)))
+        seconds = time.perf_counter() - began
+    p50, p99 = np.percentile(times, [50, 99])
+    return Load(
+        clients, requests, failed, seconds, float(p50), float(p99), settled, _memory(server.pid)
+    )
+
+
+def _memory(pid: int) -> int:
+    """Bytes of a process and its children, what they share counted once."""
+    total, pids = 0, [pid]
+    while pids:
+        one = pids.pop()
+        folder = Path(f"/proc/{one}")
+        for line in (folder / "smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                total += 1024 * int(line.split()[1])
+        pids += map(int, (folder / f"task/{one}/children").read_text().split())
+    return total
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,255 @@
+"""What a worker process serves with: an engine and its batcher, from start to end."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from cris_deploy.bundle.reading import Bundle
+from cris_deploy.engine import Engine
+from cris_deploy.errors import BundleError, BusyError, CrisError
+from cris_deploy.execution.batcher import Batcher, Limits
+from cris_deploy.execution.steps import Picture
+from cris_deploy.pixels.mask import mask_from_logits, overlap
+from cris_deploy.results.segmentation import Segmentation
+from cris_deploy.serving.answers import Refused
+from cris_deploy.serving.images import ImageStore, image_id
+from cris_deploy.serving.metrics import Metrics
+from cris_deploy.serving.options import ServeOptions
+from cris_deploy.serving.traces import span
+
+_log = logging.getLogger(__name__)
+_DECODERS: Final = 4
+_TESTED: Final = 4
+"""Samples of the bundle that a worker runs before it is ready; `cris-export check` runs all."""
+_SMALL: Final = 2**18
+_WARM_WORDS: Final = "the red object on the left"
+
+
+@dataclass(eq=False)
+class _Loaded:
+    """An engine that serves; `users` are requests that began with it."""
+
+    engine: Engine
+    batcher: Batcher[Segmentation]
+    users: int = 0
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """An image as it is known here, and its masks in the order of the expressions."""
+
+    image_id: str
+    picture: Picture
+    results: list[Segmentation]
+
+
+class Service:
+    """Answers requests with one engine, which can be replaced under them.
+
+    Its methods are for the event loop's thread; what takes time goes to threads.
+    """
+
+    def __init__(self, options: ServeOptions, metrics: Metrics) -> None:
+        self.options: Final = options
+        self.images: Final = ImageStore(options.kept_images, options.kept_seconds)
+        self._metrics = metrics
+        self._decoders: Final = ThreadPoolExecutor(_DECODERS, "cris-decode")
+        self._loaded: _Loaded | None = None
+        self._waiting = 0
+        self._replacing = asyncio.Lock()
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests can be answered."""
+        return self._loaded is not None
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that serves now. Raises Refused if there is none yet."""
+        return self._current().engine
+
+    async def start(self) -> None:
+        """Load the bundle, warm the engine up and test it; then it is ready."""
+        self._loaded = await asyncio.to_thread(self._load)
+
+    async def replace(self) -> None:
+        """Load the bundle again and serve with it from then on; on an error the old one stays."""
+        async with self._replacing:
+            try:
+                new = await asyncio.to_thread(self._load)
+            except CrisError:
+                _log.exception("the bundle was not replaced")
+                return
+            old, self._loaded = self._loaded, new
+            self.images.clear()  # pictures have the old model's size
+            _log.info("the bundle was replaced")
+            if old is not None:
+                await self._let_go(old)
+
+    async def stop(self) -> None:
+        """Answer what was taken, and close the engine."""
+        old, self._loaded = self._loaded, None
+        if old is not None:
+            await self._let_go(old)
+        self._decoders.shutdown(wait=False, cancel_futures=True)
+
+    async def segment(
+        self, image: bytes | None, identity: str | None, expressions: Sequence[str]
+    ) -> Answered:
+        """Segment an image that is sent, or one that was.
+
+        Raises Refused (404) for an image that is not known here, and what an engine raises.
+        """
+        async with self._using() as (engine, batcher):
+            began = time.monotonic()
+            engine.pipeline.read_expressions(expressions)  # refusing one is cheap, decoding is not
+            if identity is None:
+                assert image is not None
+                # A thread costs more than the hash of a usual picture.
+                small = len(image) <= _SMALL
+                identity = image_id(image) if small else await asyncio.to_thread(image_id, image)
+            picture = self.images.get(identity)
+            self._metrics.lookups({"pictures": picture is not None})
+            if picture is None:
+                if image is None:
+                    raise Refused(404, "the image is not known here any more: send it again")
+                with span("decode", bytes=len(image)):
+                    picture = await self._decode(engine, image)
+                self.images.put(identity, picture)
+            left = self.options.timeout - (time.monotonic() - began)
+            with span("segment", expressions=len(expressions)):
+                results = await batcher.segment(picture, expressions, timeout=max(left, 1e-3))
+            self._metrics.truncated.inc(sum(result.truncated for result in results))
+            return Answered(identity, picture, results)
+
+    async def segment_pixels(
+        self, pixels: np.ndarray, expressions: Sequence[str]
+    ) -> list[Segmentation]:
+        """Segment an image that comes as (H, W, 3) uint8 RGB."""
+        async with self._using() as (engine, batcher):
+            picture = await self._decode(engine, pixels)
+            return await batcher.segment(picture, expressions, timeout=self.options.timeout)
+
+    async def infers(self) -> None:
+        """Run the network once. Raises what an engine raises if it cannot."""
+        async with self._using() as (engine, batcher):
+            side = engine.info.model.input_size
+            gray = Picture(np.full((side, side, 3), 127, np.uint8), side, side)
+            await batcher.segment(gray, _WARM_WORDS, timeout=self.options.timeout)
+
+    @asynccontextmanager
+    async def _using(self) -> AsyncIterator[tuple[Engine, Batcher[Segmentation]]]:
+        loaded = self._current()
+        if self._waiting >= self.options.waiting:
+            raise BusyError(f"{self._waiting} requests wait already: try again later")
+        self._waiting += 1
+        loaded.users += 1
+        self._metrics.waiting.inc()
+        try:
+            yield loaded.engine, loaded.batcher
+        finally:
+            self._metrics.waiting.dec()
+            self._waiting -= 1
+            loaded.users -= 1
+            if not loaded.users:
+                loaded.idle.set()
+
+    def _current(self) -> _Loaded:
+        if self._loaded is None:
+            raise Refused(503, "the engine is not ready", {"retry-after": "1"})
+        return self._loaded
+
+    async def _decode(self, engine: Engine, image: bytes | np.ndarray) -> Picture:
+        def decode() -> Picture:
+            began = time.perf_counter()
+            picture = engine.pipeline.prepare(image)
+            self._metrics.observe_run("decode", time.perf_counter() - began, 1)
+            return picture
+
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, decode)
+
+    async def _let_go(self, loaded: _Loaded) -> None:
+        while loaded.users:
+            loaded.idle.clear()
+            await loaded.idle.wait()
+        await asyncio.to_thread(loaded.batcher.close)
+        await asyncio.to_thread(loaded.engine.close)
+
+    def _load(self) -> _Loaded:
+        options = self.options
+        began = time.perf_counter()
+        bundle = Bundle.open(options.bundle)
+        engine = Engine(
+            bundle,
+            backend=options.backend,
+            device=options.device,
+            precision=options.precision,
+            threads=options.threads,
+            streams=options.streams,
+            max_pixels=options.max_pixels,
+            timeout=options.timeout,
+        )
+        try:
+            side = engine.info.model.input_size
+            noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+            for count in {1, options.batch_pairs}:
+                engine.segment(noise, [f"{_WARM_WORDS} {number}" for number in range(count)])
+            if options.self_test:
+                self_test(engine, bundle)
+        except BaseException:
+            engine.close()
+            raise
+        limits = Limits(
+            images=options.batch_images,
+            pairs=options.batch_pairs,
+            delay=options.batch_delay,
+            waiting=options.waiting,
+        )
+        batcher = Batcher(
+            engine.pipeline,
+            Segmentation.of,
+            limits,
+            workers=options.streams,
+            on_run=self._metrics.observe_run,
+        )
+        info = engine.info
+        _log.info(
+            "ready: %s on %s in %s",
+            info.backend,
+            info.device,
+            info.compute,
+            extra={"seconds": round(time.perf_counter() - began, 3)},
+        )
+        return _Loaded(engine, batcher)
+
+
+def self_test(engine: Engine, bundle: Bundle) -> None:
+    """Run some of the bundle's samples, and hold their masks against FP32 PyTorch's.
+
+    Raises BundleError if the mean mask IoU is below what the bundle was exported with.
+    """
+    manifest = bundle.manifest
+    model = manifest.model
+    ious = []
+    for sample in manifest.samples[:_TESTED]:
+        found = engine.segment(bundle.sample_image(sample), sample.expression)
+        height, width = found.mask.shape
+        expected = mask_from_logits(
+            bundle.sample_logits(sample), height, width, model.input_size, model.threshold
+        )
+        ious.append(overlap(found.mask, expected).iou)
+    least = None if manifest.parity is None else manifest.parity.min_iou
+    if ious and least is not None and np.mean(ious) < least:
+        raise BundleError(
+            f"bundle {bundle.path} gives other masks here than FP32 PyTorch: mean IoU "
+            f"{np.mean(ious):.4f} on {len(ious)} samples, budget {least:g}: look at cris-export "
+            "check"
+        )

@@ -1,0 +1,72 @@
+"""Graphs read their weights from files that the manifest covers, or not at all."""
+
+import shutil
+from pathlib import Path
+
+import onnx
+import pytest
+
+from cris_deploy.bundle.external_data import locations
+from cris_deploy.bundle.reading import (
+    WEIGHTS,
+    Bundle,
+)
+from cris_deploy.errors import BundleError
+from tests.helpers import tiny_bundle as tiny
+
+
+def store_elsewhere(bundle: Path, location: str) -> None:
+    """Let one tensor of the mask decoder lie in another file, and write its hash."""
+    path = bundle / "mask_decoder.onnx"
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = location
+    onnx.save(model, path)
+    tiny.rehash(bundle)
+
+
+@pytest.mark.parametrize("location", ["other.bin", "engines/x.plan", "../w.bin", "/etc/passwd"])
+def test_weights_in_a_file_that_no_hash_covers(own_bundle, location):
+    shutil.copy(own_bundle / WEIGHTS, own_bundle / "other.bin")
+    store_elsewhere(own_bundle, location)
+    message = rf"mask_decoder.onnx reads weights from '{location}', which manifest.json does not"
+    for verify in (True, False):
+        with pytest.raises(BundleError, match=message):
+            Bundle.open(own_bundle, verify=verify)
+
+
+def test_external_data_is_found_wherever_a_graph_may_have_it():
+    def outside(location: str) -> onnx.TensorProto:
+        tensor = onnx.TensorProto(name="x", data_type=1, dims=[1])
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        tensor.external_data.add(key="offset", value="0")
+        tensor.external_data.add(key="location", value=location)
+        return tensor
+
+    make, sparse = onnx.helper.make_node, onnx.SparseTensorProto
+    body = onnx.helper.make_graph([make("Constant", [], ["y"], value=outside("e"))], "b", [], [])
+    nodes = [
+        make("Constant", [], ["x"], value=outside("a")),
+        make("Loop", ["x"], ["z"], body=body),
+        make("Own", [], ["s"], many=[outside("f"), outside("g")]),
+        make("Own", [], ["s"], one=sparse(values=outside("h"), indices=outside("i"))),
+    ]
+    graph = onnx.helper.make_graph(nodes, "location", [], [], [outside("b")])
+    graph.sparse_initializer.append(sparse(values=outside("c"), indices=outside("d")))
+    function = onnx.helper.make_function(
+        "own", "F", [], [], [make("Constant", [], ["q"], value=outside("j"))], []
+    )
+    model = onnx.helper.make_model(graph, functions=[function], doc_string="location")
+    assert locations(model.SerializeToString()) == set("abcdefghij")
+
+
+@pytest.mark.parametrize(
+    "content", [b"not a graph", b"\x3a\xff", b"\x3a\x05ab", b"\xff" * 12, b"\x3b", bytes(9)]
+)
+def test_a_graph_that_is_no_protobuf(own_bundle, content):
+    (own_bundle / "full.onnx").write_bytes(content)
+    tiny.rehash(own_bundle)
+    with pytest.raises(BundleError, match=r"full.onnx is not an ONNX file"):
+        Bundle.open(own_bundle)
