@@ -97,8 +97,10 @@ def convert(
     """Give plain values (dicts, lists, numbers, text) as `kind`; the rest as for `read`."""
     if known_only:
         for place, name, known in _unknown(kind, value, ""):
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(known))}"
+            near = [inner for inner in known if inner.endswith(f".{name}")]
+            near += difflib.get_close_matches(name, known, n=1)
+            here = sorted(inner for inner in known if "." not in inner)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(here)}"
             raise error(_ended(f"{where}: {place} is not known; {hint}", remedy))
     try:
         try:
@@ -112,13 +114,20 @@ def convert(
 
 def to_json(value: object) -> str:
     """Write a document, indented, fields in their order; a number that is not finite is null."""
-    text: bytes = msgspec.json.format(msgspec.json.encode(value, enc_hook=_native), indent=2)
+    text: bytes = msgspec.json.format(msgspec.json.encode(plain(value), enc_hook=_native), indent=2)
     return text.decode() + "\n"
 
 
 def plain(value: object) -> Any:
     """Give dataclasses, enumerations and tuples as dicts, text, numbers and lists."""
-    return msgspec.to_builtins(value)
+    # msgspec's own way leaves tuples, and leaves out what `convert` left at a class's default.
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {each.name: plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {plain(name): plain(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(entry) for entry in value]
+    return value.value if isinstance(value, enum.Enum) else value
 
 
 def _native(value: object) -> float:
@@ -209,7 +218,9 @@ def _shown(value: object) -> str:
 
 
 def _unknown(kind: Any, value: Any, place: str) -> Iterator[tuple[str, str, list[str]]]:
-    """Fields that no dataclass has: their place, their name, and those that there are."""
+    """Fields that no dataclass has: their place, their name, and those that there are, in it
+    and (dotted) inside these.
+    """
     kind = _bare(kind)
     arguments = typing.get_args(kind)
     if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
@@ -217,7 +228,7 @@ def _unknown(kind: Any, value: Any, place: str) -> Iterator[tuple[str, str, list
         for name, entry in value.items():
             inner = f"{place}.{name}" if place else str(name)
             if name not in hints:
-                yield inner, str(name), list(hints)
+                yield inner, str(name), list(_fields(kind))
             else:
                 yield from _unknown(hints[name], entry, inner)
     elif isinstance(value, Mapping) and len(arguments) == 2:
@@ -226,6 +237,14 @@ def _unknown(kind: Any, value: Any, place: str) -> Iterator[tuple[str, str, list
     elif isinstance(value, (list, tuple)) and arguments:
         for index, entry in enumerate(value):
             yield from _unknown(arguments[0], entry, f"{place}[{index}]")
+
+
+def _fields(kind: Any) -> Iterator[str]:
+    """Names of a dataclass's fields; after each that is a dataclass, its own, dotted."""
+    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+        yield name
+        if dataclasses.is_dataclass(_bare(hint)):
+            yield from (f"{name}.{inner}" for inner in _fields(_bare(hint)))
 
 
 def _bare(kind: Any) -> Any:

@@ -26,10 +26,6 @@ class ExpressionError(CrisError):
     """A referring expression is not usable: not a string, or empty after cleaning."""
 
 
-class CheckpointError(CrisError):
-    """A checkpoint cannot be used: missing, truncated, not a checkpoint, or of another model."""
-
-
 class BundleError(CrisError):
     """A bundle cannot be used: missing or changed files, or a newer format."""
 
@@ -52,7 +48,3 @@ class KernelError(CrisError):
 
 class DataError(CrisError):
     """A data set is missing, incomplete, or not in the format it claims."""
-
-
-class TrainingError(CrisError):
-    """Training cannot start or go on; says which value and what to do."""

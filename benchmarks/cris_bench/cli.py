@@ -1,4 +1,4 @@
-"""`cris-bench`: the engine among its peers on this machine; its subcommands are files beside."""
+"""`cris-bench`: the engine among its peers on this machine."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from typing import Final, TypeVar
 
 from tqdm import tqdm
 
-from cris_bench.options import (
-    DEFAULT_SCOPES,
-    QUICK_ROUNDS,
-    ROUNDS,
-    BenchOptions,
-)
-from cris_bench.record.schema import Scope, to_json, write_record
-from cris_deploy.cli import guarded
+from cris_bench.options import DEFAULT_SCOPES, QUICK_ROUNDS, ROUNDS, BenchOptions, parse_size
+from cris_bench.record.file import write_record
+from cris_bench.record.rows import Scope
+from cris_deploy.cli import Parser, guarded
+from cris_deploy.documents import to_json
 from cris_deploy.errors import InputError
 from cris_deploy.execution.backends import AUTO, BackendName, Compute
 
-SUBCOMMANDS: Final = ("kernels", "compare", "report")
+SUBCOMMANDS: Final = {
+    "kernels": "cris_bench.report.kernels",
+    "compare": "cris_bench.report.compare",
+    "report": "cris_bench.report.document",
+}
+"""Name -> module with its `main`, imported when it is asked for."""
 ALL: Final = "all"
 
 _E = TypeVar("_E", bound=StrEnum)
@@ -33,36 +35,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Dispatch to a subcommand, or measure. Exit 0, or 2 for unusable input."""
     given = sys.argv[1:] if argv is None else list(argv)
     if given and given[0] in SUBCOMMANDS:
-        command: Callable[[Sequence[str]], int] = importlib.import_module(
-            f"cris_bench.{given[0]}"
-        ).main
+        module = importlib.import_module(SUBCOMMANDS[given[0]])
+        command: Callable[[Sequence[str]], int] = module.main
         return command(given[1:])
     args = _parser().parse_args(given)
 
     def run() -> int:
         options = _options(args, given)
         # torch takes seconds to import: not for --help, nor for a typing error
-        from cris_bench.report.table import terminal
+        from cris_bench.report.summary import terminal
         from cris_bench.run import run as measure
 
         with tqdm(unit="pass", leave=False, disable=None) as bar:
             record = measure(options, lambda line: bar.write(line, file=sys.stderr), bar.update)
         if args.output is not None:
             write_record(args.output, record)
-        print(to_json(record) if args.json else terminal(record))
+        print(to_json(record).rstrip() if args.json else terminal(record))
         return 0
 
     return guarded("cris-bench", run)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="cris-bench",
         description="Time CRIS on this machine: PyTorch eager, torch.compile and plain exports "
         "against the engine, in interleaved rounds. Without arguments: the paper's full-size RN50 "
         "with random weights, the network alone and end to end.",
         epilog="Subcommands: cris-bench kernels (the mask step), cris-bench compare A B, "
         "cris-bench report RECORD...",
+        examples=(
+            "cris-bench --bundle my.bundle --precision fp32 -o record.json",
+            "cris-bench --ckpt my.pth --device cuda --scopes all --batch 1,8 --expressions 1,8",
+        ),
     )
     add = parser.add_argument
     add("--ckpt", type=Path, metavar="FILE", help="model (default: RN50 with random weights)")
@@ -73,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="LIST",
         help=f"all, or some of {', '.join(Scope)} (default: {','.join(DEFAULT_SCOPES)})",
     )
-    add("--device", default=AUTO, metavar="NAME", help="auto, cpu or cuda (auto)")
+    add("--device", default=AUTO, metavar="NAME", help="auto, cpu, cuda or cuda:N (auto)")
     add("--backend", metavar="LIST", help=f"some of {', '.join(BackendName)} (all installed)")
     add("--precision", metavar="LIST", help=f"some of {', '.join(Compute)} (all that can be had)")
     add("--batch", default="1", metavar="LIST", help="images of a pass, such as 1,8 (1)")
@@ -98,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _options(args: argparse.Namespace, given: Sequence[str]) -> BenchOptions:
-    width, height = _size(args.image_size)
+    height, width = parse_size("--image-size", args.image_size)
     warmup, iterations = QUICK_ROUNDS if args.quick else ROUNDS
     return BenchOptions(
         scopes=_scopes(args.scopes),
@@ -141,14 +146,6 @@ def _numbers(flag: str, text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise InputError(f"{flag} {text}: give numbers with commas, such as 1,8") from None
-
-
-def _size(text: str) -> tuple[int, int]:
-    try:
-        width, height = (int(part) for part in text.lower().split("x"))
-    except ValueError:
-        raise InputError(f"--image-size {text}: give width x height, such as 1920x1080") from None
-    return width, height
 
 
 if __name__ == "__main__":

@@ -5,18 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from cris_bench.record.schema import Scope
+from cris_bench.place import Place
+from cris_bench.record.rows import Scope
 from cris_deploy.errors import InputError
-from cris_deploy.execution.backends import AUTO, BackendName, Compute, Device
+from cris_deploy.execution.backends import AUTO, BackendName, Compute
 
 DEFAULT_SCOPES = (Scope.NETWORK, Scope.END_TO_END)
 # What a new process does once: timed in children, each contestant by itself.
 ALONE = (Scope.LOAD, Scope.FIRST_CALL)
 ONLY_CUDA = (Scope.DEVICE,)
-# On a GPU the stages are queued, and their runs cannot be told from the engine around them.
+# On a GPU the stages are queued: what the engine does around them goes on beside their runs.
 ONLY_CPU = (Scope.OVERHEAD,)
 QUICK_ROUNDS = (1, 5)
 ROUNDS = (5, 30)
+
+
+def parse_size(flag: str, text: str) -> tuple[int, int]:
+    """Read (height, width) from "1920x1080"; InputError for anything else."""
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise InputError(f"{flag} {text}: give width x height in pixels, such as 1920x1080")
+    return int(height), int(width)
 
 
 @dataclass(frozen=True)
@@ -28,7 +37,7 @@ class BenchOptions:
         checkpoint: Model to time; None for the full-size RN50 with random weights.
         bundle: Bundle to time as it is; alone it leaves PyTorch and plain exports out, beside
             `checkpoint` it must be that checkpoint's.
-        device: "auto" is the GPU where PyTorch and a backend can use one.
+        device: As `Engine` takes it; "auto" is a GPU where PyTorch and a backend can use one.
         backends: Which must take part; empty for all that are installed.
         computes: Arithmetic to time; empty for all that the bundles allow.
         batches: Images of a pass, scope NETWORK.
@@ -69,8 +78,10 @@ class BenchOptions:
     def __post_init__(self) -> None:
         if not self.scopes:
             raise InputError(f"--scopes is empty: give all, or some of {', '.join(Scope)}")
-        if self.device not in (AUTO, *Device):
-            raise InputError(f"--device {self.device!r}: give one of {', '.join([AUTO, *Device])}")
+        try:
+            Place.parse(self.device)
+        except InputError as error:
+            raise InputError(f"--{error}") from None
         least = (
             ("--warmup", self.warmup, 0),
             ("--iterations", self.iterations, 1),
@@ -89,13 +100,13 @@ class BenchOptions:
                 "--eval needs --bundle DIR or --ckpt FILE: random weights segment nothing"
             )
 
-    def check_for(self, device: Device) -> None:
+    def check_for(self, place: Place) -> None:
         """Refuse scopes that a device does not have; "all" leaves them out by itself.
 
         Raises:
             InputError: names the scope.
         """
-        lacking, other = (ONLY_CUDA, "cuda") if device is Device.CPU else (ONLY_CPU, "cpu")
+        lacking, other = (ONLY_CPU, "cpu") if place.on_gpu else (ONLY_CUDA, "cuda")
         for scope in self.scopes:
             if scope in lacking and set(self.scopes) != set(Scope):
-                raise InputError(f"--scopes {scope} is measured on {other} only, not on {device}")
+                raise InputError(f"--scopes {scope} is measured on {other} only, not on {place}")

@@ -12,17 +12,20 @@ from pathlib import Path
 
 import torch
 
-from cris_bench.contestants.contestant import Identity
-from cris_bench.contestants.ours import STAGES, Way, find_ways
-from cris_bench.contestants.starters import Starters, choose_device, open_starters
+from cris_bench.contestants.contestant import STAGES, Identity
+from cris_bench.contestants.ours import Way, find_ways
+from cris_bench.contestants.starters import Starters, choose_place, open_starters
 from cris_bench.options import ALONE, BenchOptions
+from cris_bench.place import Place
 from cris_bench.record import machine
-from cris_bench.record.schema import Accuracy, Ceiling, Clients, Memory, Record, StageWork
+from cris_bench.record.rows import Clients
+from cris_bench.record.schema import FORMAT, Accuracy, Ceiling, Memory, Record, StageWork
 from cris_bench.scopes.ceilings import measure_ceilings
 from cris_bench.scopes.clients import Segment, measure_clients
 from cris_bench.scopes.memory import measure_alone
 from cris_bench.scopes.races import Results, Tick, race, shapes, stage_medians
 from cris_bench.subject import Step, Subject, prepare
+from cris_deploy.bundle.manifest import GraphName
 from cris_deploy.execution.backends import BackendName
 from cris_deploy.words.tokenizer import TruncationWarning
 from cris_train.evaluation.measure import EvalOptions, measure
@@ -43,8 +46,8 @@ def run(options: BenchOptions, step: Step, tick: Tick) -> Record:
         BackendError: a device, backend or arithmetic that was asked for cannot be had.
         DataError: the data set cannot be used.
     """
-    device = choose_device(options)
-    options.check_for(device)
+    place = choose_place(options)
+    options.check_for(place)
     with (
         tempfile.TemporaryDirectory(prefix="cris-bench-") as name,
         torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
@@ -54,17 +57,17 @@ def run(options: BenchOptions, step: Step, tick: Tick) -> Record:
         # Made-up expressions may be longer than a small model's, which costs no time.
         warnings.simplefilter("ignore", TruncationWarning)
         folder = Path(name)
-        subject = prepare(options, device, folder, step)
+        subject = prepare(options, place, folder, step)
         ways, absent = find_ways(
             subject.bundles,
-            device,
+            place,
             options.backends,
             subject.computes,
             strict=bool(options.computes),
         )
         results = Results()
         memory: list[Memory] = []
-        with open_starters(options, device, folder, subject, ways, step) as starters:
+        with open_starters(options, place, folder, subject, ways, step) as starters:
             ways = list(starters.ways)
             for shape in shapes(options):
                 field = starters.field(shape, step)
@@ -85,10 +88,11 @@ def run(options: BenchOptions, step: Step, tick: Tick) -> Record:
             ceilings = measure_ceilings(ways, options.threads)
         accuracy = tuple(_accuracy(subject, ways, options, step))
     return Record(
+        format=FORMAT,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         command=options.command,
         commit=machine.commit(),
-        machine=machine.describe(),
+        machine=machine.describe(_uuid(place)),
         model=subject.facts,
         warmup=options.warmup,
         iterations=options.iterations,
@@ -117,6 +121,11 @@ def _threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _uuid(place: Place) -> str | None:
+    """The GPU as nvidia-smi knows it, which counts them in an order of its own."""
+    return f"GPU-{torch.cuda.get_device_properties(place.index).uuid}" if place.on_gpu else None
 
 
 def _clients(starters: Starters, step: Step, tick: Tick) -> Iterator[Clients]:
@@ -152,10 +161,19 @@ def _work(
     subject: Subject, ways: Sequence[Way], results: Results, iterations: int
 ) -> Iterator[StageWork]:
     bundles = {way.name: way.bundle for way in ways}
-    for name, stage, seconds in stage_medians(results.stages, iterations):
+    for name, shape, stage, seconds in stage_medians(results.stages, iterations):
         operations, weights = subject.work[bundles[name]][stage]
         if stage in STAGES and operations:
-            yield StageWork(stage.value, operations, weights, seconds, name)
+            rows = shape.batch if stage is GraphName.IMAGE_ENCODER else shape.masks
+            yield StageWork(
+                stage=stage.value,
+                operations=rows * operations,
+                weight_bytes=weights,
+                seconds=seconds,
+                name=name,
+                batch=shape.batch,
+                expressions=shape.expressions,
+            )
 
 
 def _accuracy(
@@ -171,7 +189,7 @@ def _accuracy(
                 data=options.evaluate,
                 bundle=way.path,
                 backend=way.backend.value,
-                device=way.device.value,
+                device=str(way.place),
                 precision=way.compute.value,
                 limit=options.eval_limit,
             )

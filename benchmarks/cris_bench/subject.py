@@ -12,11 +12,12 @@ import tokenizers
 import torch
 
 from cris_bench.options import BenchOptions
+from cris_bench.place import Place
 from cris_bench.record.schema import BundleFacts, ModelFacts, Parity
 from cris_deploy.bundle.manifest import DEFAULT_MIN_IOU, GraphName, Manifest, Precision
 from cris_deploy.bundle.reading import MANIFEST, Bundle
 from cris_deploy.errors import InputError
-from cris_deploy.execution.backends import Compute, Device
+from cris_deploy.execution.backends import Compute
 from cris_export.export import export
 from cris_export.options import INT8_MIN_IOU, ExportOptions
 from cris_export.plans.options import NO_PLANS, PlanKind, PlanOptions
@@ -63,12 +64,12 @@ class Subject:
     paper_fps: float | None
 
 
-def prepare(options: BenchOptions, device: Device, folder: Path, step: Step) -> Subject:
+def prepare(options: BenchOptions, place: Place, folder: Path, step: Step) -> Subject:
     """Read or make the model, and export what was not given.
 
     Args:
         options: What to measure.
-        device: Where.
+        place: Where.
         folder: For files that live as long as the run.
         step: Called with a line before each step.
 
@@ -87,9 +88,9 @@ def prepare(options: BenchOptions, device: Device, folder: Path, step: Step) -> 
         computes = {name: options.computes or tuple(Compute) for name in bundles}
     else:
         assert path is not None
-        computes = _computes(options, device)
+        computes = _computes(options, place)
         bundles = {
-            name: _export(options, path, Precision(name), device, folder, step) for name in computes
+            name: _export(options, path, Precision(name), place, folder, step) for name in computes
         }
     opened = {name: Bundle.open(place) for name, place in bundles.items()}
     manifest = next(iter(opened.values())).manifest
@@ -153,13 +154,13 @@ def parity_of(manifest: Manifest, *, waived: bool = False) -> Parity:
     return Parity.PROVED if reached else Parity.FAILED
 
 
-def _computes(options: BenchOptions, device: Device) -> dict[str, tuple[Compute, ...]]:
+def _computes(options: BenchOptions, place: Place) -> dict[str, tuple[Compute, ...]]:
     """Stored precision -> arithmetic to run it in."""
     if options.computes:
         wanted = options.computes
     elif options.quick:
         wanted = (Compute.FP32, Compute.BF16)
-    elif device is Device.CPU:  # float16 is for GPUs
+    elif not place.on_gpu:  # float16 is for GPUs
         wanted = tuple(compute for compute in Compute if compute is not Compute.FP16)
     else:
         wanted = tuple(Compute)
@@ -174,13 +175,13 @@ def _export(
     options: BenchOptions,
     checkpoint: Path,
     precision: Precision,
-    device: Device,
+    place: Place,
     folder: Path,
     step: Step,
 ) -> Path:
     """Export without a gate: what falls short is measured, and marked as such."""
     plans = NO_PLANS
-    if device is Device.CUDA:
+    if place.on_gpu:
         plans = PlanOptions(
             PlanKind.AUTO,
             max_batch=max(options.batches),

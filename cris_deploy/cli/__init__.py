@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ class Parser(argparse.ArgumentParser):
             lines = "\n  ".join(("examples:", *examples))
             options["epilog"] = "\n".join(filter(None, (options.get("epilog"), lines)))
             options["formatter_class"] = argparse.RawDescriptionHelpFormatter
+            if "description" in options:
+                options["description"] = textwrap.fill(options["description"], 80)
         super().__init__(**options)
         if " " not in self.prog:  # a subcommand has none of its own
             version = f"{self.prog} {cris_deploy.__version__}"

@@ -11,10 +11,10 @@ from typing import Final
 
 import numpy as np
 
+from cris_deploy.batcher import Batcher, Limits
 from cris_deploy.bundle.reading import Bundle
 from cris_deploy.engine import Engine
 from cris_deploy.errors import BundleError, BusyError, CrisError
-from cris_deploy.execution.batcher import Batcher, Limits
 from cris_deploy.execution.steps import Picture
 from cris_deploy.pixels.mask import mask_from_logits, overlap
 from cris_deploy.results.segmentation import Segmentation
@@ -37,7 +37,7 @@ class _Loaded:
     """An engine that serves; `users` are requests that began with it."""
 
     engine: Engine
-    batcher: Batcher[Segmentation]
+    batcher: Batcher
     users: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -146,7 +146,7 @@ class Service:
             await batcher.segment(gray, _WARM_WORDS, timeout=self.options.timeout)
 
     @asynccontextmanager
-    async def _using(self) -> AsyncIterator[tuple[Engine, Batcher[Segmentation]]]:
+    async def _using(self) -> AsyncIterator[tuple[Engine, Batcher]]:
         loaded = self._current()
         if self._waiting >= self.options.waiting:
             raise BusyError(f"{self._waiting} requests wait already: try again later")
@@ -213,13 +213,7 @@ class Service:
             delay=options.batch_delay,
             waiting=options.waiting,
         )
-        batcher = Batcher(
-            engine.pipeline,
-            Segmentation.of,
-            limits,
-            workers=options.streams,
-            on_run=self._metrics.observe_run,
-        )
+        batcher = Batcher(engine, limits, on_run=self._metrics.observe_run)
         info = engine.info
         _log.info(
             "ready: %s on %s in %s",

@@ -1,12 +1,15 @@
 """cris-bench compare: what it pairs, what it judges, what it refuses."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cris_bench.record.schema import BundleFacts, Parity, Record, Scope, write_record
+from cris_bench.record.file import write_record
+from cris_bench.record.rows import Scope
+from cris_bench.record.schema import BundleFacts, Parity, Record
 from cris_bench.report.compare import compare, main
 from cris_deploy.errors import InputError
 from tests.stand_ins.fake_record import EAGER, MODEL, machine, ours, record, row
@@ -137,6 +140,19 @@ def test_other_versions_are_said_but_allowed(
     assert "torch 2.15.0 and 2.16.0" in printed
     assert "openvino 2026.4.1 and none" in printed
     assert "system Linux 6.1 x86_64 and Linux 6.2 x86_64" in printed
+
+
+def test_records_may_lack_what_a_machine_need_not_have(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    write_record(new, record())
+    document = json.loads(new.read_text())
+    del document["machine"]["gpu"], document["machine"]["clock_mhz"]
+    old.write_text(json.dumps(document))
+    for before, after in ((old, new), (new, old)):
+        assert main([str(before), str(after)]) == 0
+        assert "clock_mhz" in capsys.readouterr().out
 
 
 def test_noise_and_failed_parity_are_said(

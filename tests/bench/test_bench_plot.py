@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cris_bench.record.schema import BundleFacts, Parity, Record, Scope, write_record
+from cris_bench.record.file import write_record
+from cris_bench.record.rows import Scope
+from cris_bench.record.schema import BundleFacts, Parity, Record
 from cris_bench.report.document import document, main
 from tests.stand_ins.fake_record import ours, record, row, whole_record
 

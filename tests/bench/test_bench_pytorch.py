@@ -6,6 +6,7 @@ import torch
 
 from cris_bench.contestants.pytorch import COMPILED, ON_CUDA, Eager, Peer, Variant
 from cris_bench.options import BenchOptions
+from cris_bench.place import Place
 from cris_bench.scopes.inputs import random_image, random_tokens
 from cris_bench.scopes.races import Field, Results, Shape, race
 from cris_deploy.errors import BackendError
@@ -37,8 +38,8 @@ def inputs(model):
 )
 def test_variants_give_the_models_logits(model, variant):
     given = inputs(model)
-    expected = Eager(model, None, Device.CPU).bind(*given).logits()
-    found = Peer(model, variant, Device.CPU).bind(*given).logits()
+    expected = Eager(model, None, Place(Device.CPU)).bind(*given).logits()
+    found = Peer(model, variant, Place(Device.CPU)).bind(*given).logits()
     error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
     assert found.dtype == np.float32
     assert error < {Compute.FP32: 1e-5, Compute.FP16: 0.01, Compute.BF16: 0.05}[variant.compute]
@@ -46,7 +47,7 @@ def test_variants_give_the_models_logits(model, variant):
 
 
 def test_a_peer_that_fails_is_noted_and_costs_nobody_his_times(model, monkeypatch):
-    peer = Peer(model, COMPILED, Device.CPU)
+    peer = Peer(model, COMPILED, Place(Device.CPU))
 
     def broken(*_):
         raise RuntimeError("no compiler\nat all")
@@ -55,7 +56,7 @@ def test_a_peer_that_fails_is_noted_and_costs_nobody_his_times(model, monkeypatc
     with pytest.raises(BackendError, match=r"compile fp32 failed \(no compiler\).*--no-peers"):
         peer.bind(*inputs(model))
     config = model.config
-    eager = Eager(model, None, Device.CPU)
+    eager = Eager(model, None, Place(Device.CPU))
     field = Field(eager, [peer], [], config.input_size, config.word_len, 49408)
     results = Results()
     options = BenchOptions(scopes=("network",), warmup=0, iterations=1)

@@ -61,7 +61,20 @@ def test_back_and_forth() -> None:
     )
     assert read(documents.to_json(document)) == document
     assert documents.convert(Document, documents.plain(document), "x") == document
+    assert documents.plain(document)["shape"] == ["batch", 2]
+    assert math.isnan(documents.plain({"error": math.nan})["error"])
     assert documents.to_json(document).startswith('{\n  "format": 1,\n  "files": {\n    "é.onnx"')
+
+
+def test_what_is_not_given_is_written_with_its_default() -> None:
+    @dataclass(frozen=True)
+    class WithoutSlots:
+        given: int
+        left: tuple[int, ...] = (2,)
+
+    found = documents.convert(WithoutSlots, {"given": 1}, "x.json")
+    assert documents.plain(found) == {"given": 1, "left": [2]}
+    assert json.loads(documents.to_json(found)) == {"given": 1, "left": [2]}
 
 
 def test_numbers_that_are_not_finite_are_written_as_null() -> None:
@@ -149,5 +162,7 @@ def test_unknown_fields() -> None:
     assert read(document).files["a"] == File("a" * 64, 1)
     with pytest.raises(InputError, match=r"files\['a'\].byte is not known; did you mean bytes\?"):
         documents.convert(Document, document, "x.json")
+    with pytest.raises(InputError, match=r"x.json: sha256 is not known; did you mean main.sha256"):
+        documents.convert(Document, {"format": 1, "sha256": "a"}, "x.json")
     with pytest.raises(BundleError, match=r"colour is not known; known: by_kind, few, files"):
         read({"format": 1, "colour": 1}, known_only=True)

@@ -133,7 +133,7 @@ def make_version_compatible(bundle: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "flag"),
-    [(unlist, "--trust-plans"), (make_version_compatible, "--allow-plan-code")],
+    [(unlist, "trust_plans"), (make_version_compatible, "allow_plan_code")],
 )
 def test_plans_are_code_and_run_if_a_flag_says_so(machine, capsys, change, flag):
     change(machine.bundle)
@@ -141,7 +141,7 @@ def test_plans_are_code_and_run_if_a_flag_says_so(machine, capsys, change, flag)
     assert main(command) == 2
     assert flag in capsys.readouterr().err
     assert machine.tensorrt.loads == 0
-    assert main([*command, flag]) == 0
+    assert main([*command, f"--{flag.replace('_', '-')}"]) == 0
     assert "full graph" in capsys.readouterr().out
     assert machine.tensorrt.loads == len(GraphName)
     machine.check()

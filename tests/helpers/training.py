@@ -7,11 +7,11 @@ from typing import Any
 import torch
 import yaml
 
+from cris_deploy.documents import plain
 from cris_train.data.feed import Draw
 from cris_train.data.target import TargetSampling
 from cris_train.model import CrisConfig
 from cris_train.run.recipe import Schedule, TrainConfig
-from cris_train.settings import plain
 
 # Of log.csv: wall time is no part of a result.
 TIMES = ("seconds", "samples_per_second")

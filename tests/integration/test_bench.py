@@ -13,7 +13,10 @@ import torch
 from cris_bench import cli
 from cris_bench.contestants.ours import Ours, Way
 from cris_bench.options import BenchOptions
-from cris_bench.record.schema import Parity, Record, Role, Row, Scope, read_record
+from cris_bench.place import Place
+from cris_bench.record.file import read_record
+from cris_bench.record.rows import Role, Row, Scope
+from cris_bench.record.schema import Parity, Record
 from cris_bench.scopes import child
 from cris_bench.scopes.ceilings import measure_ceilings
 from cris_bench.scopes.inputs import Fresh
@@ -147,10 +150,15 @@ def test_every_scope_of_an_engine(record: Record) -> None:
 
 
 def test_work_of_each_stage(record: Record) -> None:
-    work = {(entry.name, entry.stage) for entry in record.work}
-    assert ("openvino int8", "mask_decoder") in work
+    work = {(entry.name, entry.stage, entry.expressions) for entry in record.work}
+    assert {("openvino int8", "mask_decoder", count) for count in (1, 3)} <= work
     assert all(entry.operations > 0 and entry.weight_bytes > 0 for entry in record.work)
-    assert len({(e.stage, e.operations) for e in record.work}) == 3  # whatever the precision
+    single = {(e.stage, e.operations) for e in record.work if e.expressions == 1}
+    assert len(single) == 3  # whatever the precision
+    # Of several expressions the image is encoded once.
+    assert {(e.stage, e.operations) for e in record.work if e.expressions == 3} == {
+        (stage, count if stage == "image_encoder" else 3 * count) for stage, count in single
+    }
 
 
 def test_clients_are_counted(record: Record) -> None:
@@ -185,7 +193,8 @@ def test_record_says_what_it_is_of(record: Record, tiny_checkpoint: Path) -> Non
 def test_a_pass_runs_the_stages_that_its_scope_is_about(
     tiny_bundle: Path, scope: Scope, image: int, text: int
 ) -> None:
-    ours = Ours(Way("fp32", tiny_bundle, BackendName.ONNXRUNTIME, Device.CPU, Compute.FP32), 1)
+    place = Place(Device.CPU)
+    ours = Ours(Way("fp32", tiny_bundle, BackendName.ONNXRUNTIME, place, Compute.FP32), 1)
     runs = Counter[GraphName]()
 
     def counted(name: GraphName, graph: Graph) -> Graph:
@@ -243,7 +252,7 @@ def test_a_child_that_fails_says_why(tmp_path: Path) -> None:
     task = child.Task(
         kind=child.Kind.ENGINE,
         path=str(tmp_path / "gone"),
-        device="cpu",
+        place=Place(Device.CPU),
         threads=1,
         backend="onnxruntime",
         compute="fp32",
@@ -253,14 +262,14 @@ def test_a_child_that_fails_says_why(tmp_path: Path) -> None:
         word_len=7,
         vocabulary=9,
     )
-    who = Identity("onnxruntime fp32", Role.ENGINE, Device.CPU, "fp32")
+    who = Identity("onnxruntime fp32", Role.ENGINE, Place(Device.CPU), "fp32")
     with pytest.raises(BackendError, match="gone"):
         measure_alone([Alone(who, task, 1)], [Scope.LOAD], lambda: None)
 
 
 def test_ceilings_of_every_arithmetic() -> None:
     ways = [
-        Way("any", Path(), backend, Device.CPU, compute)
+        Way("any", Path(), backend, Place(Device.CPU), compute)
         for backend, compute in (
             (BackendName.ONNXRUNTIME, Compute.FP32),
             (BackendName.OPENVINO, Compute.BF16),
@@ -276,7 +285,7 @@ def test_ceilings_of_every_arithmetic() -> None:
 
 def test_an_int8_ceiling_without_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    ways = [Way("any", Path(), BackendName.OPENVINO, Device.CPU, Compute.INT8)]
+    ways = [Way("any", Path(), BackendName.OPENVINO, Place(Device.CPU), Compute.INT8)]
     (found,) = measure_ceilings(ways, None, side=64, copy_bytes=1 << 16)
     assert found.matrix_ops_per_s > 0
 
@@ -311,15 +320,13 @@ def test_parity_gate_is_reported_as_it_is(tiny_bundle: Path) -> None:
         (["--image-size", "640"], "--image-size"),
         (["--scopes", "network,speed"], "--scopes"),
         (["--scopes", "device", "--device", "cpu"], "cuda only"),
-        (["--device", "tpu"], "--device"),
+        (["--device", "tpu"], "--device is 'tpu': give one of auto, cpu, cuda, or cuda:N"),
+        (["--device", "cuda:x"], "--device is"),
         (["--backend", "tvm"], "--backend"),
         (["--precision", "int4"], "--precision"),
         (["--eval", "data"], "--eval needs"),
         (["--ckpt", "missing.pth"], "no such checkpoint"),
         (["--bundle", "missing"], "does not exist"),
-        (["kernels", "--iterations", "0"], "iterations"),
-        (["compare", "missing.json", "missing.json"], "missing.json"),
-        (["report", "missing.json"], "missing.json"),
     ],
 )
 def test_bad_flags(capsys: pytest.CaptureFixture[str], flags: list[str], said: str) -> None:
@@ -335,7 +342,9 @@ def test_what_was_asked_for_by_name_is_an_error(
     assert "pip install 'cris-deploy[tensorrt]'" in capsys.readouterr().err
     assert cli.main([*flags, "--precision", "fp32,int8"]) == 2
     assert "precision int8" in capsys.readouterr().err
-    assert cli.main([*flags, "--device", "cuda"]) == 2
+    capsys.readouterr()
+    assert cli.main([*flags, "--device", "cuda:1"]) == 2
+    assert "--device cuda:1: this PyTorch sees no GPU" in capsys.readouterr().err
 
 
 def test_checkpoint_and_bundle_of_two_models(

@@ -18,7 +18,7 @@ import torch
 
 from cris_deploy import Engine
 from cris_deploy.bundle.reading import Bundle, GraphName, Precision
-from cris_deploy.errors import CheckpointError, InputError
+from cris_deploy.errors import InputError
 from cris_deploy.pixels import image as images
 from cris_deploy.pixels.mask import mask_from_logits
 from cris_deploy.proof.check import check
@@ -29,6 +29,7 @@ from cris_export.errors import ParityError
 from cris_export.export import ExportReport, export
 from cris_export.options import ExportOptions
 from cris_train import checkpoint
+from cris_train.errors import CheckpointError
 from cris_train.model import Cris, CrisConfig
 from tests.helpers.models import randomised
 from tests.helpers.tiny_bundle import rehash

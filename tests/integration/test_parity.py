@@ -12,7 +12,6 @@ import torch
 
 from cris_deploy.bundle.manifest import Route
 from cris_deploy.bundle.reading import WEIGHTS, Bundle, GraphName, Precision
-from cris_deploy.errors import CheckpointError
 from cris_deploy.execution.backends import winograd
 from cris_deploy.proof.check import check
 from cris_deploy.proof.gate import Bound
@@ -24,6 +23,7 @@ from cris_export.export import export
 from cris_export.options import ExportOptions
 from cris_export.proof import samples
 from cris_train import checkpoint
+from cris_train.errors import CheckpointError
 from cris_train.model import Cris, CrisConfig
 from tests.helpers.models import randomised
 from tests.helpers.tiny_bundle import rehash

@@ -1,14 +1,19 @@
 """cris-scenes, cris-train and cris-eval, one after the other, as a user would."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
+from cris_deploy import __version__
+from cris_deploy.documents import plain
+from cris_train.cli import data as data_cli
 from cris_train.cli import eval as eval_cli
 from cris_train.cli import scenes, train
 from cris_train.model import CrisConfig
+from cris_train.run import ablation
 
 
 @pytest.fixture(scope="module")
@@ -19,12 +24,38 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        (scenes.main,),
+        (train.main,),
+        (eval_cli.main,),
+        (data_cli.main,),
+        (data_cli.main, "check"),
+        (data_cli.main, "speed"),
+        (ablation.main,),
+    ],
+)
+def test_help_has_examples_and_every_console_a_version(
+    command: tuple[Callable[[list[str]], int], *tuple[str, ...]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    main, *subcommand = command
+    with pytest.raises(SystemExit, match="0"):
+        main([*subcommand, "--help"])
+    examples = capsys.readouterr().out.partition("examples:\n")[2]
+    assert len(examples.splitlines()) == 2
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert __version__ in capsys.readouterr().out
+
+
 def test_scenes_to_checkpoint_to_metrics(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = tmp_path / "recipe.yaml"
     settings = {
-        "model": CrisConfig.tiny().to_dict(),
+        "model": plain(CrisConfig.tiny()),
         "data": str(data),
         "output": str(tmp_path / "run"),
         "images_per_batch": 4,

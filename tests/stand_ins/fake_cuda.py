@@ -74,7 +74,7 @@ class FakeCuda:
         self.lock = threading.RLock()
         self.blocks: dict[int, Block] = {}
         self.streams: dict[int, Stream] = {LEGACY: Stream()}
-        self.events: dict[int, tuple[int, list[bool]]] = {}
+        self.events: dict[int, tuple[int, list[int]]] = {}
         self.graphs: dict[int, list[Callable[[], None]]] = {}
         self.user_objects: dict[int, UserObject] = {}
         self.kept: dict[int, list[UserObject]] = {}  # by graph
@@ -87,6 +87,7 @@ class FakeCuda:
         self.alone: int | None = None  # thread that captures for all threads
         self.problems: list[str] = []
         self.contexts: dict[int, int] = {}  # by thread
+        self.clock = 0  # the device's, milliseconds: one for each kernel, copy and the like
         self._next = 0x1000
         _library()
         _Plugged.into = self
@@ -142,11 +143,13 @@ class FakeCuda:
     def fail(self, function: str, status: int, times: int = 1) -> None:
         self.failures.setdefault(function, []).extend([status] * times)
 
-    def finish(self, stream: int, until: list[bool] | None = None) -> None:
+    def finish(self, stream: int, until: list[int] | None = None) -> None:
         """Run what is queued, or as much as it takes to pass an event."""
         queue = self.stream(stream).queue
         while queue and not (until and until[0]):
-            queue.popleft()()
+            work = queue.popleft()
+            work()
+            self.clock += getattr(work, "milliseconds", 1)
 
     def come_back(self) -> None:
         """End a loss: all memory on the device and all that was queued is gone."""
@@ -207,7 +210,7 @@ class FakeCuda:
         block = self.blocks.pop(pointer)
         ctypes.memset(pointer, POISON, block.size)
 
-    def _wait(self, handle: int, until: list[bool] | None = None) -> int:
+    def _wait(self, handle: int, until: list[int] | None = None) -> int:
         """Let time pass: a step for a question, and all of it for a wait."""
         if self.hung:
             return NOT_READY

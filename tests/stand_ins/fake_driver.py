@@ -246,6 +246,7 @@ def cuStreamWaitEvent(self, stream, event, flags):
         if source in self.streams:
             self.finish(source, passed)
 
+    wait.milliseconds = 0
     self.enqueue(stream, wait)
     return OK
 
@@ -253,7 +254,7 @@ def cuStreamWaitEvent(self, stream, event, flags):
 @function("pi")
 def cuEventCreate(self, event, flags):
     handle = self._new()
-    self.events[handle] = (LEGACY, [True])
+    self.events[handle] = (LEGACY, [True, self.clock])
     put(event, handle)
 
 
@@ -261,12 +262,13 @@ def cuEventCreate(self, event, flags):
 def cuEventRecord(self, event, stream):
     if self.which(stream) not in self.streams or event not in self.events:
         return INVALID_HANDLE
-    passed = [False]
+    passed = [False, 0]
     self.events[event] = (self.which(stream), passed)
 
     def mark() -> None:
-        passed[0] = True
+        passed[:] = [True, self.clock]
 
+    mark.milliseconds = 0
     self.enqueue(stream, mark)
     return OK
 
@@ -293,9 +295,10 @@ def cuEventDestroy(self, event):
 
 @function("ppp")
 def cuEventElapsedTime(self, milliseconds, start, end):
-    assert self.events[start][1][0]
-    assert self.events[end][1][0]
-    put(milliseconds, 1.5, ctypes.c_float)
+    (began, at_start), (ended, at_end) = self.events[start][1], self.events[end][1]
+    assert began
+    assert ended
+    put(milliseconds, at_end - at_start, ctypes.c_float)
 
 
 # Capture and graphs

@@ -3,19 +3,17 @@
 from typing import Any
 
 from cris_bench.record.machine import Machine
+from cris_bench.record.rows import Clients, Role, Row, Scope
 from cris_bench.record.schema import (
+    FORMAT,
     Absent,
     Accuracy,
     BundleFacts,
     Ceiling,
-    Clients,
     Memory,
     ModelFacts,
     Parity,
     Record,
-    Role,
-    Row,
-    Scope,
     StageWork,
 )
 
@@ -67,6 +65,7 @@ def ours(
 def record(*rows: Row, **changes: Any) -> Record:
     """A record of these rows, or of two in the network scope; without the optional parts."""
     known: dict[str, Any] = {
+        "format": FORMAT,
         "created": "2026-11-23T01:00:00+00:00",
         "command": ("--scopes", "all"),
         "commit": "0123abc",

@@ -13,15 +13,16 @@ import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cris_deploy.errors import CheckpointError, InputError
+from cris_deploy.documents import convert, plain
 from cris_deploy.files import replacing
+from cris_train.errors import CheckpointError
 from cris_train.model import Cris, CrisConfig
 
 PREFIX = "module."
@@ -73,7 +74,7 @@ def load(path: str | Path, *, word_len: int | None = None) -> Checkpoint:
         state[name.removeprefix(PREFIX)] = value
     config = _config(path, raw.get("config"), state)
     if word_len is not None:
-        config = CrisConfig.from_dict({**config.to_dict(), "word_len": word_len})
+        config = replace(config, word_len=word_len)
     return Checkpoint(
         path=path,
         sha256=_sha256(path),
@@ -151,7 +152,7 @@ def save(
         "state_dict": state,
         "optimizer": dict(optimizer or {}),
         "scheduler": dict(scheduler or {}),
-        "config": model.config.to_dict(),
+        "config": plain(model.config),
     }
     if training is not None:
         content["training"] = dict(training)
@@ -216,12 +217,7 @@ def _config(path: Path, given: object, state: Mapping[str, Tensor]) -> CrisConfi
             return CrisConfig.from_shapes({name: tuple(v.shape) for name, v in state.items()})
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from error
-    if not isinstance(given, Mapping):
-        raise CheckpointError(f"{path}: 'config' is not a dict of model settings")
-    try:
-        return CrisConfig.from_dict(given)
-    except (InputError, TypeError) as error:
-        raise CheckpointError(f"{path}: 'config' cannot be used: {error}") from error
+    return convert(CrisConfig, given, f"{path}: 'config'", error=CheckpointError)
 
 
 def _match(checkpoint: Checkpoint, wanted: Mapping[str, torch.Size]) -> None:

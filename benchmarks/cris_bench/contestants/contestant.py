@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from numpy.typing import NDArray
 
-from cris_bench.record.schema import Role
-from cris_deploy.execution.backends import Device
+from cris_bench.place import Place
+from cris_bench.record.rows import Role
+from cris_deploy.bundle.manifest import GraphName
 
-# The paper and the reference cut probabilities here.
-THRESHOLD = 0.35
+STAGES: Final = (GraphName.IMAGE_ENCODER, GraphName.TEXT_ENCODER, GraphName.MASK_DECODER)
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,14 @@ class Identity:
     Attributes:
         name: Such as "openvino int8-bf16".
         role: Of the contestant.
-        device: Where it runs.
+        place: Where it runs.
         compute: Arithmetic it runs in.
         bundle: The bundle it runs, by its name in the record; None for those without one.
     """
 
     name: str
     role: Role
-    device: Device
+    place: Place
     compute: str
     bundle: str | None = None
 
@@ -39,7 +39,7 @@ class Bound:
     """A network with its inputs where it wants them.
 
     Attributes:
-        run: One pass; returns when it is done.
+        run: One pass, or several on a GPU; returns when it is done, with a `Clocked` there.
         logits: One pass, and its logits (n, 1, S/4, S/4) on the host.
     """
 

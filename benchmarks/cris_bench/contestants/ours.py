@@ -15,7 +15,9 @@ from unittest import mock
 from numpy.typing import NDArray
 
 from cris_bench.contestants.contestant import Bound, Identity
-from cris_bench.record.schema import Absent, Role
+from cris_bench.place import Place
+from cris_bench.record.rows import Role
+from cris_bench.record.schema import Absent
 from cris_deploy.bundle.manifest import GraphName
 from cris_deploy.bundle.reading import Bundle
 from cris_deploy.engine import Engine
@@ -25,7 +27,6 @@ from cris_deploy.pixels import image as images
 from cris_deploy.pixels import mask as masks
 from cris_deploy.pixels.image import Pixels
 
-STAGES: Final = (GraphName.IMAGE_ENCODER, GraphName.TEXT_ENCODER, GraphName.MASK_DECODER)
 # What an engine does to pixels, by the names under which it calls it.
 _IMAGE_STEPS: Final[tuple[tuple[ModuleType, str], ...]] = (
     (images, "letterbox"),
@@ -42,7 +43,7 @@ class Way:
         bundle: The bundle's name in the record.
         path: Its folder.
         backend: Runtime.
-        device: Where.
+        place: Where.
         compute: Arithmetic.
         graphs: Whether a GPU's work is captured in CUDA graphs.
     """
@@ -50,7 +51,7 @@ class Way:
     bundle: str
     path: Path
     backend: BackendName
-    device: Device
+    place: Place
     compute: Compute
     graphs: bool = True
 
@@ -62,14 +63,14 @@ class Way:
     @property
     def identity(self) -> Identity:
         """Who it is in the record."""
-        return Identity(self.name, Role.ENGINE, self.device, self.compute.value, self.bundle)
+        return Identity(self.name, Role.ENGINE, self.place, self.compute.value, self.bundle)
 
     def open(self, threads: int | None, streams: int = 1) -> Engine:
         """Load the bundle this way; it was verified when it was opened first."""
         return Engine(
             self.path,
             backend=self.backend,
-            device=self.device,
+            device=str(self.place),
             precision=self.compute,
             threads=threads,
             streams=streams,
@@ -79,7 +80,7 @@ class Way:
 
 
 class Ours:
-    """One engine, its stages clocked on a CPU.
+    """One engine, its stages clocked.
 
     Args:
         way: What is loaded.
@@ -94,17 +95,18 @@ class Ours:
         # memory and other caches.
         pipeline = self.engine.pipeline
         self._clocks: dict[GraphName, ClockedGraph] = {}
-        if way.device is Device.CPU:
+        self._profile: dict[GraphName, float] = {}
+        if not way.place.on_gpu:
             self._clocks = {name: ClockedGraph(graph) for name, graph in pipeline.stages.items()}
             pipeline.wrap_stages(lambda name, _: self._clocks[name])
         self._graphs: Mapping[GraphName, Graph] = pipeline.stages
 
     def bind(self, image: NDArray[Any], tokens: NDArray[Any]) -> Bound:
         """Bind; see `Network`."""
-        if self.way.device is Device.CUDA:
+        if self.way.place.on_gpu:
             from cris_bench.contestants.cuda import bind
 
-            return bind(self._graphs, image, tokens)
+            return bind(self._graphs, image, tokens, self._profile)
 
         def run() -> NDArray[Any]:
             features = self._graphs[GraphName.IMAGE_ENCODER].run({"image": image})
@@ -116,8 +118,8 @@ class Ours:
         return Bound(run, run)
 
     def stage_seconds(self) -> dict[GraphName, float]:
-        """How long each stage's last run in this thread took; empty on a GPU."""
-        return {name: clock.last for name, clock in self._clocks.items()}
+        """How long each stage took in the last pass; on a CPU, in this thread's last run of it."""
+        return self._profile | {name: clock.last for name, clock in self._clocks.items()}
 
     def overhead(self, rgb: Pixels, expression: str) -> float:
         """Seconds that `Engine.segment` takes beyond its stages' runs and its image steps.
@@ -174,7 +176,7 @@ def _clocked(step: Callable[..., Any], seconds: list[float]) -> Callable[..., An
 
 def find_ways(
     bundles: Mapping[str, Path],
-    device: Device,
+    place: Place,
     backends: Sequence[BackendName],
     computes: Mapping[str, Sequence[Compute]],
     *,
@@ -184,7 +186,7 @@ def find_ways(
 
     Args:
         bundles: Name -> folder, already verified.
-        device: Where.
+        place: Where.
         backends: Those that must be had; empty for all that can.
         computes: Name of a bundle -> arithmetic to run it in.
         strict: Whether each arithmetic was asked for and must be had from some backend.
@@ -196,18 +198,18 @@ def find_ways(
     opened = {name: Bundle.open(path, verify=False) for name, path in bundles.items()}
     ways: list[Way] = []
     refusals: dict[Compute, BackendError] = {}
-    for backend in backends or _usable(device):
+    for backend in backends or _usable(place.device):
         before, refusal = len(ways), None
         for name, bundle in opened.items():
             for compute in computes[name]:
                 try:
-                    load_graphs(bundle, (), backend, device, compute)  # asks, and loads nothing
+                    load_graphs(bundle, (), backend, str(place), compute)  # asks, and loads nothing
                 except BackendError as error:
                     refusal = refusals[compute] = error
                 else:
                     ways += [
-                        Way(name, bundle.path, backend, device, compute, graphs)
-                        for graphs in ((True, False) if device is Device.CUDA else (True,))
+                        Way(name, bundle.path, backend, place, compute, graphs)
+                        for graphs in ((True, False) if place.on_gpu else (True,))
                     ]
         if backends and len(ways) == before and refusal is not None:
             raise refusal
@@ -217,11 +219,11 @@ def find_ways(
             raise refusal
     if not ways:
         raise BackendError(
-            f"no backend here can compute on {device}: run pip install "
-            f"'cris-deploy[{'cpu,openvino' if device is Device.CPU else 'tensorrt'}]'"
+            f"no backend here can compute on {place}: run pip install "
+            f"'cris-deploy[{'tensorrt' if place.on_gpu else 'cpu,openvino'}]'"
         )
     ways.sort(key=lambda way: list(bundles).index(way.bundle))
-    return ways, [] if backends else list(_absent(device))
+    return ways, [] if backends else list(_absent(place.device))
 
 
 def _usable(device: Device) -> list[BackendName]:

@@ -9,7 +9,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from cris_bench.contestants.contestant import Bound, Identity
-from cris_bench.record.schema import Absent, Role
+from cris_bench.place import Place
+from cris_bench.record.rows import Role
+from cris_bench.record.schema import Absent
 from cris_deploy.execution.backends import BackendName, Compute, Device, status
 
 # OpenVINO's names of the types it computes in.
@@ -43,7 +45,7 @@ class OnnxRuntime:
         import onnxruntime
 
         self.identity = Identity(
-            "onnxruntime plain export fp32", Role.PEER, Device.CPU, Compute.FP32.value
+            "onnxruntime plain export fp32", Role.PEER, Place(Device.CPU), Compute.FP32.value
         )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
@@ -78,7 +80,7 @@ class OpenVino:
         kind = self._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         compute = _COMPUTES[kind]
         self.identity = Identity(
-            f"openvino plain export {compute}", Role.PEER, Device.CPU, compute.value
+            f"openvino plain export {compute}", Role.PEER, Place(Device.CPU), compute.value
         )
 
     def bind(self, image: NDArray[Any], tokens: NDArray[Any]) -> Bound:

@@ -13,13 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from cris_bench.contestants.contestant import THRESHOLD, Bound, Identity
-from cris_bench.record.schema import Role
+from cris_bench.contestants.contestant import Bound, Identity
+from cris_bench.place import Place
+from cris_bench.record.rows import Role
+from cris_bench.scopes.timing import clocked
 from cris_deploy.errors import BackendError
-from cris_deploy.execution.backends import Compute, Device
+from cris_deploy.execution.backends import Compute
 from cris_deploy.pixels import image as images
 from cris_deploy.pixels.image import Letterbox, Pixels
 from cris_deploy.words.tokenizer import Tokenizer
+from cris_train.data.target import THRESHOLD
 from cris_train.model import Cris
 
 EAGER = "PyTorch eager fp32"
@@ -30,26 +33,26 @@ class Eager:
     """The model as it was trained, on one device, float32.
 
     Args:
-        model: In evaluation mode, on `device`.
+        model: In evaluation mode, at `place`.
         tokenizer: CLIP's, with the model's word length; None where only the network is run.
-        device: Where it runs.
+        place: Where it runs.
     """
 
-    def __init__(self, model: Cris, tokenizer: Tokenizer | None, device: Device) -> None:
-        self.identity = Identity(EAGER, Role.BASELINE, device, Compute.FP32.value)
+    def __init__(self, model: Cris, tokenizer: Tokenizer | None, place: Place) -> None:
+        self.identity = Identity(EAGER, Role.BASELINE, place, Compute.FP32.value)
         self._model = model
         self._tokenizer = tokenizer
 
     def bind(self, image: NDArray[Any], tokens: NDArray[Any]) -> Bound:
         """Bind; see `Network`."""
-        return _bind(self._model, self.identity.device, image, tokens)
+        return _bind(self._model, self.identity.place, image, tokens)
 
     def segment(self, rgb: Pixels, expression: str) -> NDArray[np.bool_]:
         """From a decoded image (H, W, 3) to its mask (H, W), by the reference's own steps."""
         height, width = rgb.shape[:2]
         assert self._tokenizer is not None
         size = self._model.config.input_size
-        where = self.identity.device.value
+        where = str(self.identity.place)
         square = torch.from_numpy(images.letterbox(rgb, size).transpose(2, 0, 1))  # HWC -> CHW
         mean = torch.tensor(images.MEAN).reshape(3, 1, 1)
         std = torch.tensor(images.STD).reshape(3, 1, 1)
@@ -115,13 +118,13 @@ class Peer:
     """A variant, for one shape at a time if it is compiled.
 
     Args:
-        model: In evaluation mode, float32, on `device`; it stays as it is.
+        model: In evaluation mode, float32, at `place`; it stays as it is.
         variant: How it is run.
-        device: Where.
+        place: Where.
     """
 
-    def __init__(self, model: Cris, variant: Variant, device: Device) -> None:
-        self.identity = Identity(variant.name, Role.PEER, device, variant.compute.value)
+    def __init__(self, model: Cris, variant: Variant, place: Place) -> None:
+        self.identity = Identity(variant.name, Role.PEER, place, variant.compute.value)
         self._variant = variant
         if variant.half or variant.channels_last:
             model = copy.deepcopy(model)
@@ -139,7 +142,7 @@ class Peer:
         Raises:
             BackendError: it cannot be compiled, or not run in its types.
         """
-        bound = _bind(self._forward, self.identity.device, image, tokens)
+        bound = _bind(self._forward, self.identity.place, image, tokens)
         try:
             bound.run()
         except Exception as error:  # PyTorch's errors share no base class
@@ -165,18 +168,17 @@ class Peer:
 
 
 def _bind(
-    model: Callable[..., torch.Tensor], device: Device, image: NDArray[Any], tokens: NDArray[Any]
+    model: Callable[..., torch.Tensor], place: Place, image: NDArray[Any], tokens: NDArray[Any]
 ) -> Bound:
-    tensors = tuple(torch.from_numpy(array).to(device.value) for array in (image, tokens))
+    tensors = tuple(torch.from_numpy(array).to(str(place)) for array in (image, tokens))
 
     def forward() -> torch.Tensor:
         with torch.inference_mode():
             return model(*tensors)
 
-    if device is Device.CPU:
+    if not place.on_gpu:
         return Bound(forward, lambda: forward().numpy())
-    from cris_bench.contestants.cuda import clocked
+    from cris_bench.contestants.cuda import PASSES
 
-    return Bound(
-        lambda: clocked(forward, torch.cuda.current_stream()), lambda: forward().cpu().numpy()
-    )
+    stream = torch.cuda.current_stream(str(place))
+    return Bound(lambda: clocked(forward, stream, PASSES), lambda: forward().cpu().numpy())

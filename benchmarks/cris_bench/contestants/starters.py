@@ -15,6 +15,7 @@ from cris_bench.contestants.plain import OnnxRuntime, plain_peers
 from cris_bench.contestants.plain_export import export_plain
 from cris_bench.contestants.pytorch import COMPILED, ON_CUDA, Eager, Peer
 from cris_bench.options import BenchOptions
+from cris_bench.place import Place
 from cris_bench.record.schema import Absent
 from cris_bench.scopes.child import Kind, Task
 from cris_bench.scopes.memory import Alone
@@ -22,30 +23,33 @@ from cris_bench.scopes.races import Field, Shape
 from cris_bench.subject import Step, Subject
 from cris_deploy.bundle.manifest import GraphName
 from cris_deploy.errors import BackendError
-from cris_deploy.execution.backends import AUTO, BackendName, Device, status
+from cris_deploy.execution.backends import BackendName, Device, status
+from cris_deploy.machine.gpu import require_gpu
 from cris_deploy.words.tokenizer import Tokenizer
 from cris_export.graph.tokenizer import write_tokenizer
 
 _FLOAT32 = 4
 
 
-def choose_device(options: BenchOptions) -> Device:
-    """The device to measure on.
+def choose_place(options: BenchOptions) -> Place:
+    """Where to measure.
 
     Raises:
-        BackendError: a GPU was asked for and PyTorch sees none.
+        BackendError: a GPU was asked for and PyTorch sees none, or not that one.
     """
     sees = torch.cuda.is_available()
-    if options.device == AUTO:
+    place = Place.parse(options.device)
+    if place is None:
         usable = sees and any(Device.CUDA in status(name).devices for name in BackendName)
-        return Device.CUDA if usable else Device.CPU
-    device = Device(options.device)
-    if device is Device.CUDA and not sees:
+        return Place(Device.CUDA if usable else Device.CPU)
+    if place.on_gpu and not sees:
         raise BackendError(
-            "--device cuda: this PyTorch sees no GPU; install its CUDA build and a driver, or drop "
-            "the option"
+            f"--device {place}: this PyTorch sees no GPU; install its CUDA build and a driver, or "
+            "drop the option"
         )
-    return device
+    if place.on_gpu:
+        require_gpu(place.index)
+    return place
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Starters:
 
     Attributes:
         options: What is measured.
-        device: Where.
+        place: Where.
         folder: For the plain exports.
         subject: What is run.
         ways: How this project's engines run it.
@@ -65,7 +69,7 @@ class Starters:
     """
 
     options: BenchOptions
-    device: Device
+    place: Place
     folder: Path
     subject: Subject
     ways: tuple[Way, ...]
@@ -133,14 +137,14 @@ class Starters:
 
     @property
     def _plain(self) -> bool:
-        return self.options.peers and self.eager is not None and self.device is Device.CPU
+        return self.options.peers and self.eager is not None and not self.place.on_gpu
 
     def _task(self, kind: Kind, path: Path | None, compute: str, backend: str = "") -> Task:
         options, facts = self.options, self.subject.facts
         return Task(
             kind=kind,
             path=str(path),
-            device=self.device.value,
+            place=self.place,
             threads=options.threads,
             backend=backend,
             compute=compute,
@@ -155,7 +159,7 @@ class Starters:
 @contextmanager
 def open_starters(
     options: BenchOptions,
-    device: Device,
+    place: Place,
     folder: Path,
     subject: Subject,
     ways: list[Way],
@@ -168,13 +172,13 @@ def open_starters(
     """
     eager, others = None, []
     if subject.model is not None:
-        model = subject.model.to(device.value)
+        model = subject.model.to(str(place))
         write_tokenizer(folder / "tokenizer.json")
         words = Tokenizer.from_file(folder / "tokenizer.json", subject.facts.word_len)
-        eager = Eager(model, words, device)
+        eager = Eager(model, words, place)
         if options.peers and not options.quick:
-            variants = (COMPILED, *ON_CUDA) if device is Device.CUDA else (COMPILED,)
-            others = [Peer(model, variant, device) for variant in variants]
+            variants = (COMPILED, *ON_CUDA) if place.on_gpu else (COMPILED,)
+            others = [Peer(model, variant, place) for variant in variants]
     with ExitStack() as stack:
         ours, absent = [], []
         for way in ways:
@@ -190,10 +194,10 @@ def open_starters(
             ours.append(engine)
         if not ours:
             raise BackendError(
-                f"nothing here can run the bundles on {device}: "
+                f"nothing here can run the bundles on {place}: "
                 + "; ".join(f"{entry.name}: {entry.install}" for entry in absent)
             )
         here = tuple(engine.way for engine in ours)
         yield Starters(
-            options, device, folder, subject, here, eager, tuple(others), tuple(ours), absent
+            options, place, folder, subject, here, eager, tuple(others), tuple(ours), absent
         )

@@ -21,12 +21,14 @@ PACKAGES = (
     "openvino",
     "tensorrt",
     "tensorrt-rtx",
+    "cuda-core",
+    "cuda-bindings",
     "numpy",
     "opencv-python-headless",
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Machine:
     """Hardware and software of a run.
 
@@ -38,7 +40,8 @@ class Machine:
         python: Version.
         versions: Package -> version, of those installed.
         clock_mhz: Highest clock of a processor; None where it is not told.
-        gpu: Name, driver and highest clocks of the first GPU; None without one.
+        gpu: Name, driver, highest clocks and power limit of a GPU, of the first one for a run on
+            the CPU; None without one.
     """
 
     cpu: str
@@ -56,8 +59,8 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def describe() -> Machine:
-    """Look at the machine this runs on."""
+def describe(gpu: str | None = None) -> Machine:
+    """Look at the machine this runs on; `gpu` is the one to name, as nvidia-smi takes it."""
     cpu = this_cpu()
     return Machine(
         cpu=cpu.name,
@@ -67,7 +70,7 @@ def describe() -> Machine:
         python=platform.python_version(),
         versions=versions_of(PACKAGES),
         clock_mhz=_clock(),
-        gpu=_gpu(),
+        gpu=_gpu(gpu or "0"),
     )
 
 
@@ -92,13 +95,13 @@ def _clock() -> float | None:
     return max(clocks, default=None)
 
 
-def _gpu() -> str | None:
-    fields = "name,driver_version,clocks.max.sm,clocks.max.mem"
-    found = _output("nvidia-smi", "-i", "0", f"--query-gpu={fields}", "--format=csv,noheader")
+def _gpu(which: str) -> str | None:
+    fields = "name,driver_version,clocks.max.sm,clocks.max.mem,power.limit"
+    found = _output("nvidia-smi", "-i", which, f"--query-gpu={fields}", "--format=csv,noheader")
     if not found:
         return None
-    name, driver, clock, memory = (part.strip() for part in found.split(","))
-    return f"{name}, driver {driver}, up to {clock}, memory {memory}"
+    name, driver, clock, memory, power = (part.strip() for part in found.split(","))
+    return f"{name}, driver {driver}, up to {clock}, memory {memory}, at most {power}"
 
 
 def _output(*command: str) -> str | None:

@@ -1,54 +1,20 @@
-"""A run of `cris-bench` as plain data, and its JSON: between those who measure and who show.
-
-Reading is strict: a record with a field too many, too few or of a wrong type is refused, since a
-table of half a record would look like a whole one.
-"""
+"""A run of `cris-bench` as plain data: between those who measure and those who show."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
-import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 from typing import Final
 
 from cris_bench.record.machine import Machine
-from cris_bench.record.strict_json import plain, positive, read, times
-from cris_bench.scopes.timing import spread
+from cris_bench.record.rows import AboveZero, Clients, Row
+from cris_deploy.documents import Count, Positive
 from cris_deploy.errors import InputError
-from cris_deploy.files import write_whole
 
-FORMAT: Final = 1
-"""Version of the records that this module writes, and the newest that it reads."""
-NOISY: Final = 0.15
-"""Spread from which on a time says more of its machine than of its contestant."""
-
-
-class Scope(StrEnum):
-    """What a time is the time of."""
-
-    NETWORK = "network"
-    DEVICE = "device"
-    END_TO_END = "end_to_end"
-    FROM_BYTES = "from_bytes"
-    EXPRESSION = "further_expression"
-    REPEATED_EXPRESSION = "repeated_expression"
-    REPEATED_IMAGE = "repeated_image"
-    OVERHEAD = "engine_overhead"
-    LOAD = "load"
-    FIRST_CALL = "first_call"
-
-
-class Role(StrEnum):
-    """Who takes part: PyTorch eager, another way that a user has, or this engine."""
-
-    BASELINE = "baseline"
-    PEER = "peer"
-    ENGINE = "engine"
+FORMAT: Final = 2
+"""Version of the records that are written, and the newest that is read."""
 
 
 class Parity(StrEnum):
@@ -59,122 +25,7 @@ class Parity(StrEnum):
     NONE = "none"
 
 
-@dataclass(frozen=True)
-class Row:
-    """One contestant in one scope.
-
-    Attributes:
-        scope: What was timed.
-        name: Contestant, such as "openvino int8-bf16"; the same in every scope.
-        role: Of the contestant.
-        device: Where it ran.
-        compute: Arithmetic it ran in.
-        batch: Images of a pass.
-        expressions: Expressions for each of them.
-        masks: Masks that a pass makes.
-        seconds: Raw times, one per timed pass; of scope OVERHEAD differences, so of any sign.
-        ratio: How many times faster than PyTorch eager's a mask is made, median over interleaved
-            rounds; None where PyTorch eager has no such pass.
-        logit_error: Largest difference from PyTorch eager's logits, not finite if a logit is not;
-            None where no logits are compared.
-        bundle: Key into the record's bundles; None for a contestant without a bundle.
-        note: What else a reader has to know; "" for nothing.
-    """
-
-    scope: Scope
-    name: str
-    role: Role
-    device: str
-    compute: str
-    batch: int
-    expressions: int
-    masks: int
-    seconds: tuple[float, ...]
-    ratio: float | None = None
-    logit_error: float | None = None
-    bundle: str | None = None
-    note: str = ""
-
-    def __post_init__(self) -> None:
-        positive(batch=self.batch, expressions=self.expressions, masks=self.masks)
-        times("seconds", self.seconds, signed=self.scope is Scope.OVERHEAD)
-        if self.ratio is not None:
-            positive(ratio=self.ratio)
-
-    @property
-    def mask_ms(self) -> float:
-        """Median time of a mask, milliseconds."""
-        return statistics.median(self.seconds) * 1e3 / self.masks
-
-    @property
-    def fps(self) -> float:
-        """Masks per second at the median; infinite where the median is zero or less."""
-        return 1e3 / self.mask_ms if self.mask_ms > 0 else math.inf
-
-    @property
-    def spread(self) -> float:
-        """Interquartile range over median; NaN of fewer than four passes or a difference."""
-        return math.nan if self.scope is Scope.OVERHEAD else spread(self.seconds)
-
-    @property
-    def noisy(self) -> bool:
-        """Whether the machine was too restless for this time."""
-        return self.spread > NOISY
-
-
-@dataclass(frozen=True)
-class Clients:
-    """One engine under threads that each ask for the next mask as soon as they have the last.
-
-    Attributes:
-        name: Contestant.
-        device: Where it ran.
-        compute: Arithmetic it ran in.
-        threads: Clients.
-        seconds: From the first call's start to the last one's end.
-        images: Calls answered in that time.
-        latencies: Seconds of each call.
-    """
-
-    name: str
-    device: str
-    compute: str
-    threads: int
-    seconds: float
-    images: int
-    latencies: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        positive(threads=self.threads, seconds=self.seconds, images=self.images)
-        times("latencies", self.latencies)
-
-    @property
-    def throughput(self) -> float:
-        """Images per second."""
-        return self.images / self.seconds
-
-    @property
-    def p50_ms(self) -> float:
-        """Latency that half of the calls stay within, milliseconds."""
-        return self._percentile(50)
-
-    @property
-    def p95_ms(self) -> float:
-        """Latency that 95% of the calls stay within, milliseconds."""
-        return self._percentile(95)
-
-    @property
-    def p99_ms(self) -> float:
-        """Latency that 99% of the calls stay within, milliseconds."""
-        return self._percentile(99)
-
-    def _percentile(self, percent: int) -> float:
-        """The smallest latency that so many percent of the calls do not exceed (nearest rank)."""
-        rank = math.ceil(len(self.latencies) * percent / 100)
-        return sorted(self.latencies)[rank - 1] * 1e3
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Memory:
     """What a contestant takes, in a process of its own.
 
@@ -186,15 +37,12 @@ class Memory:
     """
 
     name: str
-    host_peak_bytes: int
-    host_weights_bytes: int
-    device_peak_bytes: int | None = None
-
-    def __post_init__(self) -> None:
-        positive(host_peak_bytes=self.host_peak_bytes, host_weights_bytes=self.host_weights_bytes)
+    host_peak_bytes: Positive
+    host_weights_bytes: Positive
+    device_peak_bytes: Count | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Ceiling:
     """What a device was measured to be capable of in one arithmetic.
 
@@ -207,36 +55,34 @@ class Ceiling:
 
     device: str
     compute: str
-    matrix_ops_per_s: float
-    copy_bytes_per_s: float
-
-    def __post_init__(self) -> None:
-        positive(matrix_ops_per_s=self.matrix_ops_per_s, copy_bytes_per_s=self.copy_bytes_per_s)
+    matrix_ops_per_s: AboveZero
+    copy_bytes_per_s: AboveZero
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StageWork:
-    """What a stage has to do for one image and one expression, and how long it took.
+    """What a stage has to do in a pass of the network, and how long it took.
 
     Attributes:
         stage: image_encoder, text_encoder or mask_decoder.
-        operations: 2 x multiply-adds of a run at batch 1.
+        operations: 2 x multiply-adds: those of one image or one mask, times their number.
         weight_bytes: Weights that a run reads.
         seconds: Median of its runs.
         name: Contestant that ran it; one of the names of scope NETWORK.
+        batch: Images of the pass.
+        expressions: Expressions for each of them.
     """
 
     stage: str
-    operations: int
-    weight_bytes: int
-    seconds: float
+    operations: Positive
+    weight_bytes: Count
+    seconds: AboveZero
     name: str
+    batch: Positive = 1
+    expressions: Positive = 1
 
-    def __post_init__(self) -> None:
-        positive(operations=self.operations, seconds=self.seconds)
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class BundleFacts:
     """A bundle that was timed.
 
@@ -255,7 +101,7 @@ class BundleFacts:
     mean_iou: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Absent:
     """A contestant that this installation lacks, and the command that installs it, or the fault."""
 
@@ -263,7 +109,7 @@ class Absent:
     install: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Accuracy:
     """How well a contestant segments, 0 to 1, measured with the very file that was timed.
 
@@ -286,7 +132,7 @@ class Accuracy:
     split: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ModelFacts:
     """The model that all contestants run.
 
@@ -305,7 +151,7 @@ class ModelFacts:
     weights: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """One run of `cris-bench`.
 
@@ -332,7 +178,7 @@ class Record:
         paper_fps: The paper's figure for this model, on a V100 GPU; None if it has none.
     """
 
-    format: int = FORMAT
+    format: int
     created: str
     command: tuple[str, ...]
     commit: str | None
@@ -357,41 +203,3 @@ class Record:
         for row in self.rows:
             if row.bundle not in (None, *self.bundles):
                 raise InputError(f"row {row.name!r} names bundle {row.bundle!r}, which is missing")
-
-
-def to_json(record: Record) -> str:
-    """The record as a JSON document; a number that is not finite as a string, "NaN" say."""
-    return json.dumps(plain(record), indent=2, ensure_ascii=False, allow_nan=False)
-
-
-def write_record(path: str | Path, record: Record) -> None:
-    """Write a record: wholly or not at all; missing folders are made.
-
-    Raises:
-        InputError: it cannot be written there.
-    """
-    write_whole(path, (to_json(record) + "\n").encode())
-
-
-def read_record(path: str | Path) -> Record:
-    """Read what `cris-bench -o FILE` wrote.
-
-    Raises:
-        InputError: it cannot be read, or is not a record; names the field that is wrong.
-    """
-    try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"record {path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise InputError(f"record {path} is not JSON: {error}") from error
-    version = document.get("format") if isinstance(document, dict) else None
-    if type(version) is not int:
-        raise InputError(f"{path} is not a record of cris-bench -o FILE: it has no format number")
-    if version > FORMAT:
-        raise InputError(f"record {path} has format {version}, newer than {FORMAT}: upgrade")
-    try:
-        record: Record = read(Record, document, "")
-    except InputError as error:
-        raise InputError(f"record {path}: {error}") from error
-    return record

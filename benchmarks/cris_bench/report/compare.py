@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from cris_bench.record.schema import Parity, Record, Row, Scope, read_record
-from cris_bench.record.strict_json import plain
-from cris_bench.report.layout import Table, to_text
-from cris_bench.report.table import TITLES
-from cris_deploy.cli import guarded
+from cris_bench.record.file import read_record
+from cris_bench.record.rows import Row, Scope
+from cris_bench.record.schema import Parity, Record
+from cris_bench.report.scope import FAILED, TITLES
+from cris_bench.report.section import Section, to_text
+from cris_deploy.cli import Parser, guarded
+from cris_deploy.documents import plain
 from cris_deploy.errors import InputError
 
 _PROGRAM: Final = "cris-bench compare"
@@ -112,17 +114,21 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{args.before} and {args.after} are not like with like: "
                 f"{'; '.join(comparison.unlike)}; --force compares them all the same"
             )
-        print(to_text([_table(comparison, limit)]))
+        print(to_text([_section(comparison, limit)]))
         return int(limit is not None and bool(comparison.regressions(limit)))
 
     return guarded(_PROGRAM, run)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=_PROGRAM,
         description="Compare two records of cris-bench row by row: the ratios to PyTorch eager "
         "where both have one, since a machine's drift cancels in them, else milliseconds a mask.",
+        examples=(
+            "cris-bench compare before.json after.json",
+            "cris-bench compare before.json after.json --max-regression 5%",
+        ),
     )
     parser.add_argument("before", type=Path, metavar="A", help="record to compare with")
     parser.add_argument("after", type=Path, metavar="B", help="record to judge")
@@ -196,7 +202,7 @@ def _said(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _table(comparison: Comparison, limit: float | None) -> Table:
+def _section(comparison: Comparison, limit: float | None) -> Section:
     rows = []
     for change in comparison.changes:
         by = "x eager" if change.by_ratio else "ms"
@@ -209,7 +215,7 @@ def _table(comparison: Comparison, limit: float | None) -> Table:
         rows.append((*_named(change.before), by, before, after, percent, remarks))
     columns = ("scope", "contestant", "images", "expressions", "by", "A", "B", "slower", "remarks")
     words = frozenset({"contestant", "by", "remarks"})
-    return Table("", (), columns, tuple(rows), words, tuple(_notes(comparison, limit)))
+    return Section("", (), columns, tuple(rows), words, tuple(_notes(comparison, limit)))
 
 
 def _named(row: Row) -> tuple[str, str, str, str]:
@@ -226,7 +232,7 @@ def _remarks(change: Change, limit: float | None) -> list[str]:
     if noisy:
         found.append(f"noisy in {' and '.join(noisy)}")
     if change.failed_parity:
-        found.append("PARITY GATE FAILED in B")
+        found.append(f"{FAILED} in B")
     return found
 
 

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from cris_bench.record.schema import Record, read_record
-from cris_bench.report.table import markdown
-from cris_deploy.cli import guarded
+from cris_bench.record.file import read_record
+from cris_bench.record.schema import Record
+from cris_bench.report.summary import markdown
+from cris_deploy.cli import Parser, guarded
 from cris_deploy.errors import InputError
 from cris_deploy.files import write_whole
 
@@ -58,9 +59,13 @@ def write_report(records: Mapping[str, Record], folder: Path) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=_PROGRAM,
         description="Show records of cris-bench as Markdown tables; with -o also as plots.",
+        examples=(
+            "cris-bench report record.json",
+            "cris-bench report before.json after.json -o report",
+        ),
     )
     parser.add_argument(
         "records", type=Path, nargs="+", metavar="RECORD", help="cris-bench -o FILE"

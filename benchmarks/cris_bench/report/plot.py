@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from cris_bench.record.schema import Parity, Record, Role, Row, Scope
+from cris_bench.record.rows import Role, Row, Scope
+from cris_bench.record.schema import Parity, Record
 from cris_bench.report.reached import reached
-from cris_bench.report.table import TITLES
+from cris_bench.report.scope import FAILED, TITLES
 from cris_deploy.errors import InputError
 from cris_deploy.files import make_folder
 
@@ -135,6 +136,7 @@ def ceiling_figure(records: Mapping[str, Record]) -> Figure | None:
         (which, entry, entry.ceiling, entry.matrix_share, entry.copy_share)
         for which, record in enumerate(records.values())
         for entry in reached(record)
+        if (entry.work.batch, entry.work.expressions) == (1, 1)
     ]
     stages = list(dict.fromkeys(entry.work.stage for _, entry, *_ in entries))
     keys = list(dict.fromkeys((which, e.work.name) for which, e, c, *_ in entries if c is not None))
@@ -183,7 +185,7 @@ def _speed_bar(record: Record, row: Row, place: int, which: int, records: int) -
     if row.noisy:
         words.append("noisy")
     if row.bundle is not None and record.bundles[row.bundle].parity is Parity.FAILED:
-        words.append("PARITY GATE FAILED")
+        words.append(FAILED)
     return _Bar(
         place + _offset(which, records),
         row.fps,

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from cris_bench.contestants.ours import Way
+from cris_bench.place import Place
 from cris_bench.record.schema import Ceiling
-from cris_deploy.execution.backends import BackendName, Compute, Device, status
+from cris_deploy.execution.backends import BackendName, Compute, status
 
 SIDE: Final = 2048
 COPY_BYTES: Final = 1 << 28
@@ -39,25 +40,25 @@ def measure_ceilings(
         side: Of the square matrices.
         copy_bytes: Size of the copied block.
     """
-    found: dict[tuple[Device, Compute], BackendName] = {}
+    found: dict[tuple[Place, Compute], BackendName] = {}
     for way in ways:
         # A mixed arithmetic has its products in int8.
-        key = way.device, Compute.INT8 if way.compute is Compute.INT8_BF16 else way.compute
+        key = way.place, Compute.INT8 if way.compute is Compute.INT8_BF16 else way.compute
         # OpenVINO's are the faster ones, where there is a choice.
         if key not in found or way.backend is BackendName.OPENVINO:
             found[key] = way.backend
-    copies = {device: _copy_rate(device, copy_bytes) for device in {key[0] for key in found}}
+    copies = {place: _copy_rate(place, copy_bytes) for place in {key[0] for key in found}}
     return tuple(
         Ceiling(
-            device.value,
+            str(place),
             compute.value,
             max(
-                work.operations / _best(work.run, device)
-                for work in _works(device, compute, backend, threads, side)
+                work.operations / _best(work.run, place)
+                for work in _works(place, compute, backend, threads, side)
             ),
-            copies[device],
+            copies[place],
         )
-        for (device, compute), backend in found.items()
+        for (place, compute), backend in found.items()
     )
 
 
@@ -69,26 +70,27 @@ class _Work(NamedTuple):
 
 
 def _works(
-    device: Device, compute: Compute, backend: BackendName, threads: int | None, side: int
+    place: Place, compute: Compute, backend: BackendName, threads: int | None, side: int
 ) -> Iterator[_Work]:
     if compute is not Compute.INT8:
-        yield _Work(2 * side**3, _torch_product(device, compute, side))
-    elif device is Device.CUDA:
-        yield _Work(2 * side**3, _torch_int8_product(device, side))
-    elif device in status(BackendName.ONNXRUNTIME).devices:  # OpenVINO may be there without it
+        yield _Work(2 * side**3, _torch_product(place, compute, side))
+    elif place.on_gpu:
+        yield _Work(2 * side**3, _torch_int8_product(place, side))
+    # OpenVINO may be there without it.
+    elif place.device in status(BackendName.ONNXRUNTIME).devices:
         yield _Work(2 * side**3, _onnxruntime_int8_product(threads, side))
     if backend is BackendName.OPENVINO:
         yield _openvino_convolution(compute, threads, side // 4)
 
 
-def _torch_product(device: Device, compute: Compute, side: int) -> Callable[[], object]:
-    first, second = (torch.randn(side, side).to(device.value, _TORCH[compute]) for _ in range(2))
+def _torch_product(place: Place, compute: Compute, side: int) -> Callable[[], object]:
+    first, second = (torch.randn(side, side).to(str(place), _TORCH[compute]) for _ in range(2))
     return lambda: first @ second
 
 
-def _torch_int8_product(device: Device, side: int) -> Callable[[], object]:
+def _torch_int8_product(place: Place, side: int) -> Callable[[], object]:
     left, right = (
-        torch.randint(-127, 127, (side, side), dtype=torch.int8, device=device.value)
+        torch.randint(-127, 127, (side, side), dtype=torch.int8, device=str(place))
         for _ in range(2)
     )
     return lambda: torch._int_mm(left, right)
@@ -170,20 +172,20 @@ def _numbers(shape: tuple[int, ...]) -> NDArray[np.float32]:
     return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
 
-def _copy_rate(device: Device, size: int) -> float:
+def _copy_rate(place: Place, size: int) -> float:
     """Bytes read plus bytes written, per second."""
-    source = torch.ones(size, dtype=torch.uint8, device=device.value)
+    source = torch.ones(size, dtype=torch.uint8, device=str(place))
     target = torch.empty_like(source)
-    return 2 * size / _best(lambda: target.copy_(source), device)
+    return 2 * size / _best(lambda: target.copy_(source), place)
 
 
-def _best(run: Callable[[], object], device: Device) -> float:
+def _best(run: Callable[[], object], place: Place) -> float:
     seconds = []
     for _ in range(_RUNS):
         start = time.perf_counter()
         with torch.inference_mode():
             run()
-        if device is Device.CUDA:
-            torch.cuda.synchronize()
+        if place.on_gpu:
+            torch.cuda.synchronize(str(place))
         seconds.append(time.perf_counter() - start)
     return min(seconds)

@@ -1,12 +1,11 @@
 """A contestant alone in a process: how long until its first mask, and how much memory it takes.
 
-Run by `memory.py` with a `Task` as JSON; prints a `Report` as JSON. It imports what its contestant
-needs and no more, since imports are a part of both.
+Run by `memory.py` with a `Task` as JSON; prints a `Measured` as JSON. It imports what its
+contestant needs and no more, since imports are a part of both.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 import time
@@ -15,6 +14,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from cris_bench.place import Place
+from cris_deploy import documents
 
 if TYPE_CHECKING:
     from cris_bench.contestants.contestant import Network
@@ -42,7 +44,7 @@ class Task:
     Attributes:
         kind: Who.
         path: Bundle, checkpoint or plain export.
-        device: Where.
+        place: Where.
         threads: CPU threads; None for all.
         backend: Of an engine; "" for others.
         compute: Arithmetic.
@@ -56,7 +58,7 @@ class Task:
 
     kind: Kind
     path: str
-    device: str
+    place: Place
     threads: int | None
     backend: str
     compute: str
@@ -69,7 +71,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Report:
+class Measured:
     """What a child measured.
 
     Attributes:
@@ -86,9 +88,9 @@ class Report:
     device_peak_bytes: int | None
 
 
-def measure(task: Task) -> Report:
+def measure(task: Task) -> Measured:
     """Load, call a few times, and look at the memory."""
-    free = _free_on_device() if task.device == "cuda" else None
+    free = _free_on_gpu(task.place.index) if task.place.on_gpu else None
     prepare = _engine(task) if task.kind is Kind.ENGINE else _network(task)
     load = time.monotonic() - task.started
     call = prepare()
@@ -98,8 +100,8 @@ def measure(task: Task) -> Report:
     for _ in range(_MORE):
         call()
     # What runtimes take of a GPU they keep, so that the end is the peak.
-    taken = None if free is None else max(0, free - _free_on_device())
-    return Report(load, first, peak_bytes(), taken)
+    taken = None if free is None else max(0, free - _free_on_gpu(task.place.index))
+    return Measured(load, first, peak_bytes(), taken)
 
 
 def peak_bytes() -> int:
@@ -116,7 +118,7 @@ def _engine(task: Task) -> Callable[[], Call]:
     engine = Engine(
         task.path,
         backend=task.backend,
-        device=task.device,
+        device=str(task.place),
         precision=task.compute,
         threads=task.threads,
         verify=False,
@@ -149,7 +151,7 @@ def _network(task: Task) -> Callable[[], Call]:
 
         image = random_image(1, task.input_size)
         tokens = random_tokens(1, task.word_len, task.vocabulary)
-        return network.bind(image, tokens).run
+        return network.bind(image, tokens).logits  # `run` queues many passes on a GPU
 
     return prepare
 
@@ -158,29 +160,26 @@ def _pytorch(task: Task) -> Network:
     import torch
 
     from cris_bench.contestants.pytorch import COMPILED, Eager, Peer
-    from cris_deploy.execution.backends import Device
     from cris_train import checkpoint as checkpoints
 
     if task.threads is not None:
         torch.set_num_threads(task.threads)
-    device = Device(task.device)
-    model = checkpoints.build(checkpoints.load(task.path)).to(device.value)
+    model = checkpoints.build(checkpoints.load(task.path)).to(str(task.place))
     if task.kind is Kind.EAGER:
-        return Eager(model, None, device)
-    return Peer(model, COMPILED, device)
+        return Eager(model, None, task.place)
+    return Peer(model, COMPILED, task.place)
 
 
-def _free_on_device() -> int:
+def _free_on_gpu(index: int) -> int:
     from cris_deploy.execution.cuda.api import load_cuda
 
-    return load_cuda().free_bytes()
+    return load_cuda().free_bytes(index)
 
 
 def main() -> None:
     """Do the task in the first argument."""
-    given = json.loads(sys.argv[1])
-    report = measure(Task(**{**given, "kind": Kind(given["kind"])}))
-    print(json.dumps(dataclasses.asdict(report)))
+    measured = measure(documents.read(Task, sys.argv[1], "the task"))
+    print(json.dumps(documents.plain(measured)))  # one line, behind whatever libraries print
 
 
 if __name__ == "__main__":

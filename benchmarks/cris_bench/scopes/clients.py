@@ -9,7 +9,7 @@ from threading import Barrier, BrokenBarrierError
 from typing import TypeAlias
 
 from cris_bench.contestants.contestant import Identity
-from cris_bench.record.schema import Clients
+from cris_bench.record.rows import Clients
 from cris_bench.scopes.inputs import Fresh
 from cris_deploy.pixels.image import Pixels
 
@@ -66,7 +66,7 @@ def measure_clients(
     times = [pair for future in futures for pair in future.result()]
     return Clients(
         name=who.name,
-        device=who.device.value,
+        device=str(who.place),
         compute=who.compute,
         threads=threads,
         seconds=max(end for _, end in times) - min(start for start, _ in times),

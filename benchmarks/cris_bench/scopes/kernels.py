@@ -1,4 +1,4 @@
-"""`cris-bench kernels`: the fused mask step against the step as training does it, on this machine.
+"""The fused mask step against the step as training does it, on this machine.
 
 The reference is PyTorch's sigmoid and bicubic resize, OpenCV's warp and NumPy's comparison. All
 contestants of a size are timed in turn, so that a drifting machine favours nobody.
@@ -6,15 +6,9 @@ contestants of a size are timed in turn, so that a drifting machine favours nobo
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import json
-import statistics
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,15 +16,13 @@ from numpy.typing import NDArray
 
 from cris_bench.record.machine import Machine, describe
 from cris_bench.scopes import kernels_cuda
-from cris_bench.scopes.timing import Timing, interleave, paired_ratio
-from cris_deploy.errors import BackendError, CrisError, InputError
+from cris_bench.scopes.timing import Timing, interleave
+from cris_deploy.errors import BackendError, InputError
 from cris_deploy.pixels.image import Letterbox
 from cris_deploy.pixels.mask import KernelsBuild, Output, Upsampling, kernels_status, upsample_masks
 
-EXIT_BAD_INPUT = 2
 INPUT_SIZE = 416
 SOURCE = 104
-THRESHOLD = 0.35
 SIZES = ((480, 640), (1080, 1920), (2160, 3840))
 # A pixel this near the threshold may fall on either side: the reference itself rounds by as much.
 UNDECIDED = 1e-5
@@ -167,6 +159,8 @@ def _time_size(
     options: KernelOptions,
     on_device: bool,
 ) -> SizeResult:
+    from cris_train.data.target import THRESHOLD  # beside cv2, which --help does not want
+
     batch, threshold = logits[None], np.float32(THRESHOLD)
     kept = [np.empty(size, np.bool_)]
 
@@ -202,97 +196,3 @@ def _time_size(
         int(np.count_nonzero(differs)),
         int(np.count_nonzero(differs & (np.abs(values - threshold) > UNDECIDED))),
     )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table, or with --json the record. Exit 0, or 2 for unusable input."""
-    args = _parser().parse_args(argv)
-    try:
-        options = KernelOptions(
-            sizes=tuple(args.size) or SIZES,
-            content=Content(args.logits),
-            warmup=args.warmup,
-            iterations=args.iterations,
-            threads=args.threads,
-            seed=args.seed,
-        )
-        result = run(options)
-    except CrisError as error:
-        print(f"cris-bench kernels: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    record = json.dumps(dataclasses.asdict(result), indent=2, default=lambda enum: enum.value)
-    if args.output is not None:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(record + "\n", encoding="utf-8")
-    print(record if args.json else table(result))
-    return 0
-
-
-def table(result: KernelsResult) -> str:
-    """Lay a result out for people."""
-    machine = result.machine
-    lines = [
-        f"{machine.cpu}, {result.threads} threads, {result.simd}; "
-        f"{SOURCE} x {SOURCE} logits ({result.options.content.value}), "
-        f"medians of {result.options.iterations}",
-        ", ".join(f"{name} {version}" for name, version in machine.versions.items()),
-    ]
-    if result.device is not None and result.bandwidth is not None:
-        lines.append(f"{result.device}, copies {result.bandwidth / 1e9:.0f} GB/s")
-    for size in result.sizes:
-        lines.append(
-            f"\n{size.width} x {size.height}: {size.differing} pixels differ from the reference, "
-            f"{size.decided} of them decided"
-        )
-        lines.append(f"  {'':<18}{'ms':>9}{'x':>8}{'spread':>9}")
-        baseline = size.timings[0]
-        for timing in size.timings:
-            # Only the CPU's were timed in turn with the reference.
-            paired = not timing.name.startswith("cuda")
-            ratio = (
-                paired_ratio(baseline, timing)
-                if paired
-                else statistics.median(baseline.seconds) / statistics.median(timing.seconds)
-            )
-            lines.append(
-                f"  {timing.name:<18}{timing.median_ms:>9.3f}{ratio:>8.1f}{timing.spread:>9.1%}"
-            )
-            if not paired and result.bandwidth:
-                moved = size.height * size.width + SOURCE * SOURCE * 4
-                share = moved / statistics.median(timing.seconds) / result.bandwidth
-                lines.append(f"  {'':<18}{share:>9.1%} of the copy bandwidth")
-    return "\n".join(lines)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="cris-bench kernels",
-        description="Time the compiled mask step against PyTorch's resize and OpenCV's warp.",
-    )
-    parser.add_argument(
-        "--size", type=_size, action="append", default=[], metavar="WxH", help="image size (three)"
-    )
-    parser.add_argument(
-        "--logits",
-        choices=[content.value for content in Content],
-        default=Content.BLOBS.value,
-        help="what the logits hold (blobs, as a network's; noise is the worst case)",
-    )
-    parser.add_argument("--warmup", type=int, default=5, metavar="N", help="untimed rounds (5)")
-    parser.add_argument("--iterations", type=int, default=50, metavar="N", help="timed rounds (50)")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the logits (0)")
-    parser.add_argument("--json", action="store_true", help="print the record, raw times included")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="also write the record")
-    return parser
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, separator, height = text.partition("x")
-    if not (separator and width.isdigit() and height.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text} is no size: give WIDTHxHEIGHT, as 1920x1080")
-    return int(height), int(width)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

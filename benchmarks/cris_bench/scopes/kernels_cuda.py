@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cris_bench.scopes.timing import clocked
 from cris_deploy.pixels import on_gpu as device
 
 # Calls in one graph: the time is then the device's, and not that of queueing from Python.
@@ -63,17 +64,6 @@ def _times(step: Callable[[int], Any], warmup: int, iterations: int) -> tuple[fl
     with torch.cuda.graph(graph):
         for _ in range(REPEATS):
             step(torch.cuda.current_stream().cuda_stream)
-    seconds = []
-    for index in range(warmup + iterations):
-        # PyTorch leaves the constructor untyped.
-        start, end = (
-            torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-            for _ in range(2)
-        )
-        start.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        if index >= warmup:
-            seconds.append(start.elapsed_time(end) / 1e3 / REPEATS)
-    return tuple(seconds)
+    stream = torch.cuda.current_stream()
+    seconds = [clocked(graph.replay, stream).seconds for _ in range(warmup + iterations)]
+    return tuple(value / REPEATS for value in seconds[warmup:])

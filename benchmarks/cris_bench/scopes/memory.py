@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import subprocess
 import sys
@@ -13,9 +12,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from cris_bench.contestants.contestant import Identity
-from cris_bench.record.schema import Memory, Role, Row, Scope
-from cris_bench.scopes.child import Report, Task
+from cris_bench.record.rows import Role, Row, Scope
+from cris_bench.record.schema import Memory
+from cris_bench.scopes.child import Measured, Task
 from cris_bench.scopes.timing import Timing, paired_ratio
+from cris_deploy import documents
 from cris_deploy.errors import BackendError
 
 REPEATS: Final = 3
@@ -50,19 +51,19 @@ def measure_alone(
     Raises:
         BackendError: a process failed.
     """
-    reports: dict[str, list[Report]] = {one.identity.name: [] for one in contestants}
+    results: dict[str, list[Measured]] = {one.identity.name: [] for one in contestants}
     for _ in range(REPEATS):
         for one in contestants:
-            reports[one.identity.name].append(_run(one))
+            results[one.identity.name].append(_run(one))
             tick()
     times: dict[Scope, Mapping[str, Timing]] = {
         Scope.LOAD: {
-            name: Timing(name, tuple(report.load for report in found))
-            for name, found in reports.items()
+            name: Timing(name, tuple(measured.load for measured in found))
+            for name, found in results.items()
         },
         Scope.FIRST_CALL: {
-            name: Timing(name, tuple(report.first_call for report in found))
-            for name, found in reports.items()
+            name: Timing(name, tuple(measured.first_call for measured in found))
+            for name, found in results.items()
         },
     }
     rows = [
@@ -71,7 +72,7 @@ def measure_alone(
         if scope in scopes
         for one in contestants
     ]
-    memory = [_memory(one, reports[one.identity.name]) for one in contestants]
+    memory = [_memory(one, results[one.identity.name]) for one in contestants]
     return rows, memory
 
 
@@ -86,7 +87,7 @@ def _row(
         scope=scope,
         name=who.name,
         role=who.role,
-        device=who.device.value,
+        device=str(who.place),
         compute=who.compute,
         batch=1,
         expressions=1,
@@ -100,22 +101,22 @@ def _row(
     )
 
 
-def _memory(one: Alone, reports: Sequence[Report]) -> Memory:
-    taken = [r.device_peak_bytes for r in reports if r.device_peak_bytes is not None]
+def _memory(one: Alone, found: Sequence[Measured]) -> Memory:
+    taken = [m.device_peak_bytes for m in found if m.device_peak_bytes is not None]
     return Memory(
         name=one.identity.name,
-        host_peak_bytes=max(report.peak_bytes for report in reports),
+        host_peak_bytes=max(measured.peak_bytes for measured in found),
         host_weights_bytes=one.weights_bytes,
         device_peak_bytes=max(taken) if taken else None,
     )
 
 
-def _run(one: Alone) -> Report:
+def _run(one: Alone) -> Measured:
     # Its packages are ours, wherever this process found them.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     task = dataclasses.replace(one.task, started=time.monotonic())
     done = subprocess.run(
-        [sys.executable, "-m", "cris_bench.scopes.child", json.dumps(dataclasses.asdict(task))],
+        [sys.executable, "-m", "cris_bench.scopes.child", documents.to_json(task)],
         env=environment,
         capture_output=True,
         text=True,
@@ -124,4 +125,5 @@ def _run(one: Alone) -> Report:
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
         raise BackendError(f"{one.identity.name} failed in a process of its own: {last}")
-    return Report(**json.loads(done.stdout.splitlines()[-1]))
+    last = done.stdout.splitlines()[-1]
+    return documents.read(Measured, last, f"what {one.identity.name} measured")

@@ -19,12 +19,12 @@ from cris_bench.contestants.contestant import Bound, Identity, Network
 from cris_bench.contestants.ours import Ours
 from cris_bench.contestants.pytorch import Eager
 from cris_bench.options import BenchOptions
-from cris_bench.record.schema import Absent, Role, Row, Scope
+from cris_bench.record.rows import NotFinite, Role, Row, Scope, finite
+from cris_bench.record.schema import Absent
 from cris_bench.scopes.inputs import WORDS, Fresh, random_image, random_tokens
 from cris_bench.scopes.timing import Clocked, Pass, Timing, interleave, paired_ratio
 from cris_deploy.bundle.manifest import GraphName
 from cris_deploy.errors import BackendError
-from cris_deploy.execution.backends import Device
 
 # Threads of ONNX Runtime and of OpenMP spin for some milliseconds after their work is done.
 _PAUSE: Final = 0.01
@@ -40,7 +40,6 @@ _AGAINST: Final = {
 _ONE_OF = "its pass makes one mask: it takes the expressions one by one"
 
 Tick = Callable[[], object]
-StageTimes = dict[str, dict[GraphName, list[float]]]
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,9 @@ class Shape:
         return self.batch * self.expressions
 
 
+StageTimes = dict[tuple[str, Shape], dict[GraphName, list[float]]]
+
+
 @dataclass(frozen=True)
 class Entry:
     """One contestant in one scope of a race.
@@ -78,7 +80,7 @@ class Entry:
     identity: Identity
     masks: int
     run: Callable[[], object] | Pass
-    logit_error: float | None = None
+    logit_error: float | NotFinite | None = None
     note: str = ""
 
     @property
@@ -121,7 +123,8 @@ class Results:
 
     Attributes:
         rows: Of the record.
-        stages: Contestant -> stage -> seconds of each pass of the first race, warm-up included.
+        stages: Contestant and shape -> stage -> seconds in each pass of the network, warm-up
+            included.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -165,7 +168,7 @@ def _row(
         scope=entry.scope,
         name=who.name,
         role=who.role,
-        device=who.device.value,
+        device=str(who.place),
         compute=who.compute,
         batch=shape.batch,
         expressions=shape.expressions,
@@ -200,8 +203,8 @@ def _entries(
         # An engine's network pass is beside its other passes: what is compared is close in time.
         if Scope.NETWORK in wanted:
             bound = engine.bind(image, tokens)
-            run = _noting(engine, bound, stages) if shape.masks == 1 else bound.run
             try:
+                run = _noting(engine, bound, stages.setdefault((engine.identity.name, shape), {}))
                 entry = _network(engine.identity, bound, run, shape, expected)
             except BackendError as error:  # a plan without a profile for this batch, say
                 field_.note(engine.identity.name, shape, error)
@@ -251,13 +254,12 @@ def _network(
     logits = bound.logits()  # compiles what is compiled when it is first run, too
     error = None
     if expected is not None:
-        error = float(np.abs(logits[: len(expected)] - expected).max())
+        error = finite(float(np.abs(logits[: len(expected)] - expected).max()))
     return Entry(Scope.NETWORK, who, shape.masks, run, error)
 
 
-def _noting(engine: Ours, bound: Bound, stages: StageTimes) -> Callable[[], object]:
+def _noting(engine: Ours, bound: Bound, kept: dict[GraphName, list[float]]) -> Callable[[], object]:
     """The pass, which keeps what its stages took."""
-    kept = stages.setdefault(engine.identity.name, {})
 
     def run() -> object:
         result = bound.run()
@@ -288,7 +290,7 @@ def _engine_scopes(engine: Ours, shape: Shape, wanted: set[Scope], fresh: Fresh)
             Scope.REPEATED_EXPRESSION: Pass(lambda picture: segment(picture, WORDS), fresh.picture),
             Scope.REPEATED_IMAGE: Pass(lambda words: segment(known, words), fresh.expression),
         }
-        if who.device is Device.CPU:
+        if not who.place.on_gpu:
             passes[Scope.OVERHEAD] = Pass(
                 lambda given: Clocked(engine.overhead(*given)),
                 lambda: (fresh.picture(), fresh.expression()),
@@ -296,14 +298,18 @@ def _engine_scopes(engine: Ours, shape: Shape, wanted: set[Scope], fresh: Fresh)
         elif Scope.DEVICE in wanted:
             from cris_bench.contestants.cuda import device_pass
 
-            passes[Scope.DEVICE] = Pass(device_pass(engine.engine, known), fresh.expression)
+            passes[Scope.DEVICE] = Pass(
+                device_pass(engine.engine, known, who.place), fresh.expression
+            )
     for scope in Scope:
         if scope in wanted and scope in passes:
             yield Entry(scope, who, count, passes[scope])
 
 
-def stage_medians(stages: StageTimes, iterations: int) -> Iterator[tuple[str, GraphName, float]]:
-    """Contestant, stage and its median seconds over the timed passes."""
-    for name, kept in stages.items():
+def stage_medians(
+    stages: StageTimes, iterations: int
+) -> Iterator[tuple[str, Shape, GraphName, float]]:
+    """Contestant, shape, stage and its median seconds over the timed passes."""
+    for (name, shape), kept in stages.items():
         for stage, seconds in kept.items():
-            yield name, stage, statistics.median(seconds[-iterations:])
+            yield name, shape, stage, statistics.median(seconds[-iterations:])

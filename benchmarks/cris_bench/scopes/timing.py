@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cris_bench.record.rows import spread
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -37,14 +39,6 @@ class Timing:
         return spread(self.seconds)
 
 
-def spread(seconds: Sequence[float]) -> float:
-    """Interquartile range over median; NaN of fewer than four."""
-    if len(seconds) < 4:
-        return float("nan")
-    low, middle, high = statistics.quantiles(seconds, n=4)
-    return (high - low) / middle
-
-
 @dataclass(frozen=True)
 class Pass:
     """A pass that takes something new each time, the making of which is not timed.
@@ -63,6 +57,23 @@ class Clocked:
     """What a pass returns that has a better clock than the wall's: a GPU's, say."""
 
     seconds: float
+
+
+def clocked(work: Callable[[], object], stream: Any, passes: int = 1) -> Clocked:
+    """Queue work on a stream of PyTorch, wait for it, and give the device's mean time for it."""
+    import torch
+
+    # PyTorch leaves the constructor untyped.
+    start, end = (
+        torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        for _ in range(2)
+    )
+    start.record(stream)
+    for _ in range(passes):
+        work()
+    end.record(stream)
+    end.synchronize()
+    return Clocked(start.elapsed_time(end) / 1e3 / passes)
 
 
 def interleave(

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from cris_deploy import documents
 from cris_deploy.bundle.manifest import Sample
-from cris_deploy.errors import CheckpointError, CrisError, InputError
+from cris_deploy.errors import CrisError, InputError
 from cris_deploy.pixels import image as images
 from cris_deploy.words.tokenizer import Tokenizer
 from cris_export.graph.stages import build_stages
 from cris_export.graph.trace import IMAGE_ENCODER, TEXT_ENCODER, Interface
+from cris_train.errors import CheckpointError
 from cris_train.model import Cris
 
 PACKAGED = Path(__file__).parent / "samples_data" / "samples.jsonl"

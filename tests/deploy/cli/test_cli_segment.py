@@ -250,7 +250,7 @@ def test_code_of_plans_runs_if_a_flag_says_so(machine, folder, tmp_path, capsys)
     command = [str(machine.bundle), str(folder / "a.png"), "a", "-o", str(tmp_path / "o")]
     command += ["--backend", "tensorrt", "--device", "cuda"]
     assert main(command) == 2
-    assert "--allow-plan-code" in capsys.readouterr().err
+    assert "allow_plan_code" in capsys.readouterr().err
     assert main([*command, "--allow-plan-code"]) == 0
 
 

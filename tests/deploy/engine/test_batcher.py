@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cris_deploy import Engine, Segmentation
+from cris_deploy import Engine
+from cris_deploy.batcher import Batcher, Limits
 from cris_deploy.errors import (
     BackendError,
     BusyError,
@@ -21,8 +22,8 @@ from cris_deploy.errors import (
     ImageError,
     InputError,
 )
-from cris_deploy.execution.batcher import Batcher, Limits
 from cris_deploy.execution.steps import Picture, Prompt
+from cris_deploy.pixels.mask import UpsampledMask
 
 WAIT = 60.0  # no test waits so long; one that fails does
 
@@ -67,7 +68,16 @@ class Steps:
 
     def decode_masks(self, scenes: Any, prompts: Sequence[Prompt]) -> Any:
         self.pairs.append([(s, p.expression) for s, p in zip(scenes, prompts, strict=True)])
-        return [f"{scene}:{words}" for scene, words in self.pairs[-1]]
+        mask = np.zeros((2, 2), bool)
+        return [
+            (UpsampledMask(2, 2, 0, None, mask), np.full((1, 1), scene, np.float32))
+            for scene, _ in self.pairs[-1]
+        ]
+
+
+def told(results: Sequence[Any]) -> list[str]:
+    """The image that each result is of, and its expression."""
+    return [f"{int(result.logits[0, 0])}:{result.expression}" for result in results]
 
 
 @pytest.fixture
@@ -76,7 +86,7 @@ def steps() -> Steps:
 
 
 def batcher_of(steps: Any, **limits: Any) -> Batcher:
-    return Batcher(steps, lambda decoded, _: decoded, Limits(**{"images": 2, "pairs": 4, **limits}))
+    return Batcher(steps, Limits(**{"images": 2, "pairs": 4, **limits}))
 
 
 @contextmanager
@@ -93,7 +103,7 @@ def queued(batcher: Batcher, steps: Steps, requests: Sequence[tuple[Any, Any]]) 
                 assert time.monotonic() < end
                 time.sleep(0.001)
         yield futures
-    assert first.result(WAIT) == ["0:first"]
+    assert told(first.result(WAIT)) == ["0:first"]
 
 
 def test_what_waits_is_merged_by_stage(steps: Steps) -> None:
@@ -101,7 +111,7 @@ def test_what_waits_is_merged_by_stage(steps: Steps) -> None:
     with batcher_of(steps) as batcher:
         with queued(batcher, steps, requests) as futures:
             pass
-        found = [future.result(WAIT) for future in futures]
+        found = [told(future.result(WAIT)) for future in futures]
     assert found == [["1:a"], ["2:b"], ["3:c"], ["1:d"], ["2:e"]]
     # Image 3 has to wait for the next run; what asks of images 1 and 2 joins this one.
     assert steps.images == [[0], [1, 2], [3]]
@@ -116,7 +126,7 @@ def test_many_expressions_are_split_and_others_come_between(steps: Steps) -> Non
     with batcher_of(steps) as batcher:
         with queued(batcher, steps, [(1, many), (2, "a"), (3, "b")]) as futures:
             pass
-        assert futures[0].result(WAIT) == [f"1:{word}" for word in many]
+        assert told(futures[0].result(WAIT)) == [f"1:{word}" for word in many]
     assert [len(pairs) for pairs in steps.pairs] == [1, 4, 2, 2]
     assert steps.pairs[2] == [(2, "a"), (3, "b")]
 
@@ -125,7 +135,7 @@ def test_a_cancelled_request_costs_no_run(steps: Steps) -> None:
     with batcher_of(steps) as batcher:
         with queued(batcher, steps, [(1, "a"), (2, "b")]) as futures:
             assert futures[0].cancel()
-        assert futures[1].result(WAIT) == ["2:b"]
+        assert told(futures[1].result(WAIT)) == ["2:b"]
         with pytest.raises(CancelledError):
             futures[0].result(WAIT)
     assert steps.images == [[0], [2]]
@@ -138,7 +148,7 @@ def test_cancelled_between_the_stages(steps: Steps) -> None:
             future = batcher.submit(1, "a")
             assert steps.running.acquire(timeout=WAIT)
             assert future.cancel()
-        assert batcher.submit(2, "b").result(WAIT) == ["2:b"]
+        assert told(batcher.submit(2, "b").result(WAIT)) == ["2:b"]
     assert steps.images == [[1], [2]]
     assert steps.pairs == [[(2, "b")]]
 
@@ -163,7 +173,7 @@ def test_what_is_too_much_is_refused_and_later_is_not(steps: Steps) -> None:
                 batcher.submit(2, "b")
             second.cancel()  # its place is free at once
             third = batcher.submit(3, "c")
-        assert third.result(WAIT) == ["3:c"]
+        assert told(third.result(WAIT)) == ["3:c"]
     assert batcher.counts().refused == 1
 
 
@@ -176,8 +186,8 @@ def test_what_is_wrong_with_one_request_is_its_own(steps: Steps) -> None:
         )
         with pytest.raises(ImageError):
             bad.result(WAIT)
-        assert good.result(WAIT) == ["1:a"]
-        assert none.result(WAIT) == []
+        assert told(good.result(WAIT)) == ["1:a"]
+        assert told(none.result(WAIT)) == []
     assert steps.images == [[1]]
 
 
@@ -190,16 +200,16 @@ def test_a_run_that_fails_fails_those_in_it_and_no_others(steps: Steps) -> None:
             with pytest.raises(BackendError, match="lost"):
                 future.result(WAIT)
         steps.broken = None
-        assert batcher.submit(3, "d").result(WAIT) == ["3:d"]
+        assert told(batcher.submit(3, "d").result(WAIT)) == ["3:d"]
 
 
 def test_a_worker_waits_for_company_only_as_long_as_it_is_told(steps: Steps) -> None:
     # A delay without end: only a full batch can begin.
     with batcher_of(steps, images=3, delay=WAIT) as batcher:
         futures = [batcher.submit(image, "a") for image in (1, 2, 3)]
-        assert [future.result(WAIT / 2) for future in futures] == [["1:a"], ["2:a"], ["3:a"]]
+        assert [told(future.result(WAIT / 2)) for future in futures] == [["1:a"], ["2:a"], ["3:a"]]
         alone = batcher.submit(4, "b")
-    assert alone.result(0) == ["4:b"]  # closing waits for nobody's company
+    assert told(alone.result(0)) == ["4:b"]  # closing waits for nobody's company
     assert [sorted(images) for images in steps.images] == [[1, 2, 3], [4]]
 
 
@@ -207,7 +217,9 @@ def test_closing_answers_what_was_taken(steps: Steps) -> None:
     batcher = batcher_of(steps, images=1)
     futures = [batcher.submit(image, ["a", "b"]) for image in range(20)]
     batcher.close()
-    assert [future.result(0) for future in futures] == [[f"{i}:a", f"{i}:b"] for i in range(20)]
+    assert [told(future.result(0)) for future in futures] == [
+        [f"{i}:a", f"{i}:b"] for i in range(20)
+    ]
     with pytest.raises(InputError, match="batcher is closed"):
         batcher.submit(1, "a")
     batcher.close()
@@ -227,13 +239,11 @@ def test_coroutines(steps: Steps) -> None:
             gone.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await gone
-        return [
-            await abandoned,
-            *await asyncio.gather(batcher.segment(3, "a"), batcher.segment(4, ["b", "c"])),
-        ]
+        one, several = await asyncio.gather(batcher.segment(3, "a"), batcher.segment(4, ["b", "c"]))
+        return [told([await abandoned]), told([one]), told(several)]
 
     with batcher_of(steps) as batcher:
-        assert asyncio.run(ask(batcher)) == ["0:first", "3:a", ["4:b", "4:c"]]
+        assert asyncio.run(ask(batcher)) == [["0:first"], ["3:a"], ["4:b", "4:c"]]
     assert sorted(image for run in steps.images for image in run) == [0, 3, 4]
     assert (batcher.counts().late, batcher.counts().cancelled) == (1, 1)
 
@@ -256,9 +266,7 @@ def test_masks_are_the_engine_s(tiny_bundle: Path) -> None:
     with Engine(tiny_bundle, backend="onnxruntime") as engine:
         expected = [engine.segment(image, words) for image, words in asked]
         with (
-            Batcher(
-                engine.pipeline, Segmentation.of, Limits(images=4, pairs=8), workers=2
-            ) as batcher,
+            Batcher(engine, Limits(images=4, pairs=8), workers=2) as batcher,
             ThreadPoolExecutor(8) as pool,
         ):
             futures: list[Future[Any]] = list(pool.map(lambda a: batcher.submit(*a), asked))

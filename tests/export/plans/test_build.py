@@ -6,20 +6,26 @@ alone has, is a stand-in's.
 
 import dataclasses
 import hashlib
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from cris_deploy import Engine
 from cris_deploy.bundle import plans
-from cris_deploy.bundle.plans import Host, PlanRecord, RuntimeName, listing
+from cris_deploy.bundle.plans import Host, PlanRecord, RuntimeName
 from cris_deploy.bundle.reading import ENGINES, MANIFEST, Bundle, GraphName
 from cris_deploy.errors import BackendError, BundleError
 from cris_deploy.machine.gpu import Gpu
 from cris_export.errors import ExportError
 from cris_export.plans.build import build_plans
 from cris_export.plans.options import PlanKind, PlanOptions
-from tests.stand_ins.fake_tensorrt import VERSION, WHOLE, FakeBuilding, Severity
+from tests.stand_ins.fake_machine import machine
+from tests.stand_ins.fake_tensorrt import GPU, VERSION, WHOLE, FakeBuilding, Severity
+
+__all__ = ["machine"]
 
 nvidia = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
 
@@ -67,9 +73,9 @@ def test_tensorrt_is_given_typed_networks_and_nothing_that_changes_them(
     here(H100, trt)
     said: list[str] = []
     records = build_plans(own_bundle, TENSORRT, said.append)
-    assert all(build.typed for build in trt.builds)
+    assert [build.typed for build in trt.builds] == [True] * 4
     for build in trt.builds:
-        # On by default
+        # It is on by default
         assert not build.config.get_flag(trt.BuilderFlag.TF32)
         assert not build.config.get_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
         assert build.config.hardware_compatibility_level is None
@@ -80,6 +86,20 @@ def test_tensorrt_is_given_typed_networks_and_nothing_that_changes_them(
         log = (plans.folder(bundle) / (record.file + ".log")).read_text()
         assert '[LAYERS] {"Layers": ["fused"]}' in log  # it was loaded
     assert any("on NVIDIA H100" in line for line in said)
+
+
+def test_what_is_built_is_what_an_engine_runs(here, machine) -> None:
+    for plan in (machine.bundle / ENGINES).iterdir():
+        plan.unlink()
+    image = np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8)
+    expressions = ["a", "man", "zebra"]
+    with Engine(machine.bundle, backend="onnxruntime", device="cpu") as engine:
+        expected = engine.segment(image, expressions)
+    here(Gpu(GPU, "sm86", 24 << 30), FakeBuilding())
+    build_plans(machine.bundle, TENSORRT)
+    with machine.engine("tensorrt") as engine:
+        for mine, theirs in zip(engine.segment(image, expressions), expected, strict=True):
+            np.testing.assert_array_equal(mine.logits, theirs.logits)
 
 
 def test_profiles_span_images_and_expressions(own_bundle: Path) -> None:
@@ -270,14 +290,14 @@ def test_a_manifest_that_cannot_be_written_lists_nothing(
     here, own_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here(H100, FakeBuilding())
-    write = listing.write_atomically
+    make = tempfile.mkstemp
 
-    def no_room(path: Path, content: bytes) -> None:
-        if path.name == MANIFEST:
+    def no_room(*, prefix: str, **options: Any) -> tuple[int, str]:
+        if MANIFEST in prefix:
             raise OSError("no space left on device")
-        write(path, content)
+        return make(prefix=prefix, **options)
 
-    monkeypatch.setattr(listing, "write_atomically", no_room)
+    monkeypatch.setattr(tempfile, "mkstemp", no_room)
     before = (own_bundle / MANIFEST).read_bytes()
     with pytest.raises(ExportError, match="cannot be written: no space left"):
         build_plans(own_bundle, TENSORRT)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cris_train.cli.data import main
-from cris_train.data.check import PUBLISHED, Count
+from cris_train.data.check import PUBLISHED, Counts
 from cris_train.synthetic.photographs import write_photographs
 from cris_train.synthetic.refer_files import write_scenes
 
@@ -84,7 +84,7 @@ def test_published_figures(folder: Path, output: Output) -> None:
     figures = PUBLISHED["refcoco"]
     splits = (figures[name].expressions or 0 for name in ("train", "val", "testA", "testB"))
     assert sum(splits) == figures["all"].expressions == 142_210
-    assert PUBLISHED["refcoco+"]["all"] == Count(19_992, 49_856, 141_564)
+    assert PUBLISHED["refcoco+"]["all"] == Counts(19_992, 49_856, 141_564)
     assert main(["check", str(folder), "--name", "refcoco"]) == 1
     table = output()
     assert "published (refcoco)" in table

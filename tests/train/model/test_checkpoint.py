@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from cris_deploy.errors import CheckpointError, InputError
+from cris_deploy.documents import plain
+from cris_deploy.errors import InputError
 from cris_train import checkpoint
+from cris_train.errors import CheckpointError
 from cris_train.model import Cris, CrisConfig
 
 
@@ -87,9 +89,7 @@ def test_differing_keys_are_named(tmp_path: Path, model: Cris) -> None:
     del state["module.neck.aggr.0.weight"]
     state["module.extra.weight"] = torch.zeros(2)
     state["module.proj.txt.bias"] = torch.zeros(3)
-    path = reference_file(
-        tmp_path / "x.pth", model, state_dict=state, config=model.config.to_dict()
-    )
+    path = reference_file(tmp_path / "x.pth", model, state_dict=state, config=plain(model.config))
     with pytest.raises(CheckpointError) as error:
         checkpoint.build(checkpoint.load(path))
     message = str(error.value)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cris_deploy.documents import plain
 from cris_deploy.errors import CrisError, InputError
 from cris_train import checkpoint
 from cris_train.model import TABLE_1, CrisConfig
@@ -15,7 +16,7 @@ from cris_train.run.recipe import read_config
 from cris_train.synthetic.refer_files import write_scenes
 
 RECIPE = Path(__file__).parents[3] / "train" / "configs" / "ablation.yaml"
-TINY = [f"model.{key}={value}" for key, value in CrisConfig.tiny().to_dict().items()]
+TINY = [f"model.{key}={value}" for key, value in plain(CrisConfig.tiny()).items()]
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from cris_deploy.documents import convert, plain
 from cris_deploy.errors import InputError
+from cris_deploy.execution.backends import Compute
 from cris_train.cli.train import main
 from cris_train.data.feed import Draw
 from cris_train.data.target import TargetSampling
@@ -12,12 +14,11 @@ from cris_train.model import CrisConfig
 from cris_train.run.recipe import (
     DeviceChoice,
     Lesson,
-    Precision,
     Schedule,
     TrainConfig,
     read_config,
 )
-from cris_train.settings import build, differences, plain
+from cris_train.settings import differences
 
 RECIPES = Path(__file__).parents[3] / "train" / "configs"
 
@@ -78,7 +79,7 @@ def test_demo_recipe_means_what_it_did() -> None:
         16,
         4,
     )
-    assert (config.target, config.precision) == (TargetSampling.COVERAGE, Precision.BF16)
+    assert (config.target, config.precision) == (TargetSampling.COVERAGE, Compute.BF16)
     assert (config.schedule, config.warmup_steps, config.final_factor) == (
         Schedule.COSINE,
         200,
@@ -95,7 +96,7 @@ def test_overrides(recipe: Path) -> None:
     config = read_config(recipe, [*words, "device=cpu", "model.dropout=0", "model.contrastive=no"])
     assert (config.seed, config.model.word_len, config.model.input_size) == (5, 22, 128)
     assert (config.learning_rate, config.clip) == (1e-3, "a:b")
-    assert (config.precision, config.device) == (Precision.BF16, DeviceChoice.CPU)
+    assert (config.precision, config.device) == (Compute.BF16, DeviceChoice.CPU)
     assert config.model.image_layers == (3, 4, 23, 3)
     assert (config.decay_epochs, config.ema) == ((3, 4), 0.0)
     assert not config.model.contrastive
@@ -105,50 +106,52 @@ def test_overrides(recipe: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("sead=1", "unknown setting sead; did you mean seed?"),
+        ("sead=1", "sead is not known; did you mean seed?"),
         ("learning_rat=1", "did you mean learning_rate?"),
-        ("word_len=22", "did you mean model.word_len?"),
-        ("model.word_length=22", "unknown setting model.word_length; did you mean model.word_len"),
-        ("model.seed=1", "unknown setting model.seed"),
-        ("zzz=1", "unknown setting zzz; known: accumulate"),
-        ("seed", "key=value"),
+        ("word_len=22", "word_len is not known; did you mean model.word_len?"),
+        ("model.word_length=22", "model.word_length is not known; did you mean word_len"),
+        ("model.seed=1", "model.seed is not known"),
+        ("zzz=1", "zzz is not known; known: accumulate"),
+        ("seed", "'seed': overrides have the form key=value"),
         ("=3", "key=value"),
         ("seed=[", "not YAML"),
-        ("seed=many", "seed must be a whole number, not 'many'"),
-        ("seed=true", "seed must be a whole number, not True"),
-        ("seed=1.5", "seed must be a whole number, not 1.5"),
-        ("seed=-1", "seed must be at least 0"),
-        ("seed.x=1", "seed has no settings of its own"),
-        ("compile=3", "compile must be true or false, not 3"),
-        ("output=3", "output must be text, not 3"),
-        ("learning_rate=fast", "learning_rate must be a number, not 'fast'"),
-        ("learning_rate=true", "learning_rate must be a number"),
-        ("learning_rate=.nan", "learning_rate must be a number"),
-        ("learning_rate=7", "learning_rate must be in"),
-        ("images_per_batch=0", "images_per_batch must be at least 1"),
+        ("seed=many", 'seed is "many", expected an integer'),
+        ("seed=true", "seed is true, expected an integer"),
+        ("seed=1.5", "seed is 1.5, expected an integer"),
+        ("seed=-1", "seed is -1, expected an integer >= 0"),
+        ("seed.x=1", "'seed.x=1': seed has no settings of its own"),
+        ("compile=3", "compile is 3, expected true or false"),
+        ("output=3", "output is 3, expected a string"),
+        ("learning_rate=fast", 'learning_rate is "fast", expected a number'),
+        ("learning_rate=true", "learning_rate is true, expected a number"),
+        ("learning_rate=.nan", "learning_rate is NaN, expected a number"),
+        ("learning_rate=7", "learning_rate is 7, expected a number"),
+        ("images_per_batch=0", "images_per_batch is 0, expected an integer >= 1"),
         ("accumulate=3", "images_per_batch is 64 and must divide by accumulate, 3"),
-        ("threshold=2", "threshold must be 0 to 1"),
-        ("ema=1", "ema must be 0"),
-        ("precision=int8", "precision must be one of fp32, bf16, fp16, not 'int8'"),
-        ("device=cuda:1", "device must be one of auto, cpu, cuda"),
-        ("schedule=linear", "schedule must be one of step, cosine"),
-        ("decay_epochs=35", "decay_epochs must be a list"),
+        ("threshold=2", "threshold is 2, expected a number <= 1"),
+        ("ema=1", "ema is 1, expected a number < 1"),
+        ("precision=int4", 'precision is "int4", expected fp32 or bf16 or fp16'),
+        ("precision=int8", "precision is int8, expected fp32 or bf16 or fp16"),
+        ("device=cuda:1", 'device is "cuda:1", expected auto or cpu or cuda'),
+        ("schedule=linear", 'schedule is "linear", expected step or cosine'),
+        ("decay_epochs=35", "decay_epochs is 35, expected a list"),
         ("decay_epochs=[40, 35]", "decay_epochs must rise"),
-        ("decay_epochs=[x]", r"decay_epochs\[0\] must be a whole number"),
-        ("model=3", "model must be keys and values"),
-        ("model.word_len=99", "in model: word_len must be 3 to 77"),
-        ("model.image_layers=[1, 2]", "image_layers must be four"),
-        ("lessons=[{sample: 3}]", r"unknown setting lessons\[0\].sample; did you mean"),
-        ("lessons=[{max_words: 3}]", r"lessons\[0\] needs samples"),
-        ("lessons=[{samples: 0}]", r"in lessons\[0\]: samples must be at least 1"),
-        ("lessons=[{samples: 9, max_words: 0}]", "max_words must be at least 1"),
-        ("lessons=[{samples: 9, input_size: 100}]", "input_size must be a multiple of 32"),
+        ("decay_epochs=[x]", r'decay_epochs\[0\] is "x", expected an integer'),
+        ("model=3", "model is 3, expected an object"),
+        ("model.word_len=99", "model: word_len must be 3 to 77"),
+        ("model.image_layers=[1, 2]", "model.image_layers is .* expected a list of length 4"),
+        ("lessons=[{sample: 3}]", r"lessons\[0\].sample is not known; did you mean samples?"),
+        ("lessons=[{max_words: 3}]", r"lessons\[0\].samples is missing"),
+        ("lessons=[{samples: 0}]", r"lessons\[0\].samples is 0, expected an integer >= 1"),
+        ("lessons=[{samples: 9, max_words: 0}]", "max_words is 0, expected an integer >= 1"),
+        ("lessons=[{samples: 9, input_size: 100}]", "expected an integer that's a multiple of 32"),
         ("lessons=[{samples: 9}]", "with lessons use schedule: cosine"),
     ],
 )
 def test_refused_overrides(recipe: Path, override: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        read_config(recipe, [override])
+    with pytest.raises(InputError, match=message) as error:
+        read_config(recipe, ["log_every=2", override])
+    assert override in str(error.value)
 
 
 def test_two_answers_to_one_question(recipe: Path) -> None:
@@ -180,10 +183,26 @@ def test_plain_values_and_back() -> None:
     config = TrainConfig(
         schedule=Schedule.COSINE, lessons=(Lesson(samples=9),), decay_epochs=(2, 3)
     )
-    assert build(TrainConfig, plain(config), "here") == config
+    values = plain(config)
+    assert convert(TrainConfig, values, "here") == config
+    # As runs store them, which are gone on with by later versions.
+    assert (values["decay_epochs"], values["schedule"], values["precision"]) == (
+        [2, 3],
+        "cosine",
+        "fp32",
+    )
+    assert values["lessons"] == [{"samples": 9, "max_words": None, "input_size": None}]
+    assert plain(convert(TrainConfig, {"seed": 1}, "here")) == plain(TrainConfig(seed=1))
     other = plain(TrainConfig(model=CrisConfig(decoder_layers=2)))
     found = differences(other, plain(TrainConfig(seed=1)))
     assert found == {"model.decoder_layers": (2, 3), "seed": (0, 1)}
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", "0.1e-2", ".1e-2", "1.e-3", "1.0e-3", "0.001"])
+def test_numbers_without_a_dot(recipe: Path, text: str) -> None:
+    recipe.write_text(f"learning_rate: {text}\nmodel: {{dropout: {text}}}\n")
+    config = read_config(recipe, [f"ema={text}"])
+    assert (config.learning_rate, config.model.dropout, config.ema) == (1e-3, 1e-3, 1e-3)
 
 
 def test_console_refuses_in_one_line(

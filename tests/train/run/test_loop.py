@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 import torch
 
-from cris_deploy.errors import DataError, ImageError, InputError, TrainingError
+from cris_deploy.errors import DataError, ImageError, InputError
+from cris_deploy.execution.backends import Compute
 from cris_train import checkpoint
+from cris_train.errors import TrainingError
 from cris_train.model import Cris, CrisConfig
 from cris_train.run.learner import Learner
 from cris_train.run.logbook import LOG_COLUMNS
 from cris_train.run.loop import TrainResult, train
-from cris_train.run.recipe import Lesson, Precision, Schedule
+from cris_train.run.recipe import Lesson, Schedule
 from cris_train.synthetic.refer_files import write_scenes
 from tests.helpers.training import content, losses, rows, same, tiny_recipe
 
@@ -209,10 +211,8 @@ def test_recomputing_changes_nothing(folder: Path, tmp_path: Path) -> None:
     assert same(left["state_dict"], right["state_dict"])
 
 
-@pytest.mark.parametrize("precision", [Precision.BF16, Precision.FP16])
-def test_mixed_precision_follows_float32(
-    folder: Path, tmp_path: Path, precision: Precision
-) -> None:
+@pytest.mark.parametrize("precision", [Compute.BF16, Compute.FP16])
+def test_mixed_precision_follows_float32(folder: Path, tmp_path: Path, precision: Compute) -> None:
     run(folder, tmp_path / "fp32", epochs=6)
     result = run(folder, tmp_path / "mixed", epochs=6, precision=precision)
     # The first loss differs by rounding alone (bfloat16 has 8 bits). Later ones also by what that
@@ -225,7 +225,7 @@ def test_mixed_precision_follows_float32(
     assert {v.dtype for v in found["state_dict"].values() if v.is_floating_point()} == {
         torch.float32
     }
-    assert bool(found["training"]["scaler"]) is (precision is Precision.FP16)
+    assert bool(found["training"]["scaler"]) is (precision is Compute.FP16)
 
 
 def test_float16_without_any_scale_left(
@@ -233,7 +233,7 @@ def test_float16_without_any_scale_left(
 ) -> None:
     monkeypatch.setattr("cris_train.run.learner.LEAST_SCALE", 2.0**17)  # it starts with 2 ** 16
     with pytest.raises(TrainingError, match="overflow float16"):
-        run(folder, tmp_path, epochs=2, precision=Precision.FP16)
+        run(folder, tmp_path, epochs=2, precision=Compute.FP16)
 
 
 def test_average_of_the_weights_is_what_is_kept(folder: Path, tmp_path: Path) -> None:

@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from cris_deploy.errors import CheckpointError, CrisError, InputError, TrainingError
+from cris_deploy.errors import CrisError, InputError
+from cris_deploy.execution.backends import Compute
 from cris_train import checkpoint
+from cris_train.errors import CheckpointError, TrainingError
 from cris_train.model import Cris, CrisConfig
 from cris_train.run import state
 from cris_train.run.learner import Learner
 from cris_train.run.loop import TrainResult, train
-from cris_train.run.recipe import Precision, TrainConfig
+from cris_train.run.recipe import TrainConfig
 from cris_train.synthetic.refer_files import write_scenes
 from tests.helpers.training import content, rows, same, tiny_recipe
 
@@ -76,10 +78,10 @@ def own(stopped: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(stopped, tmp_path / "own"))
 
 
-@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16])
+@pytest.mark.parametrize("precision", [Compute.FP32, Compute.FP16])
 @pytest.mark.parametrize("save_every", [1, 3])
 def test_goes_on_to_the_bit(
-    folder: Path, tmp_path: Path, precision: Precision, save_every: int
+    folder: Path, tmp_path: Path, precision: Compute, save_every: int
 ) -> None:
     changes = {"precision": precision, "save_every": save_every}
     whole = quiet(recipe(folder, tmp_path / "whole", **changes))

@@ -11,24 +11,34 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cris_deploy.cli import guarded
+from cris_deploy.cli import Parser, guarded
+from cris_deploy.cli.tables import to_text
 
 if TYPE_CHECKING:
-    from cris_train.data.check import Count, Report
+    from cris_train.data.check import Counts, Report
     from cris_train.data.speed import Speed
 
 GENERATED = 300  # pictures for `speed` without a data set
+_COUNTED = ("images", "objects", "expressions")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse and look. Exit 0, 1 for a data set with faults, 2 for unusable input."""
-    parser = argparse.ArgumentParser(prog="cris-data", description="Look a data set over.")
+    parser = Parser(
+        prog="cris-data",
+        description="Look a data set over.",
+        examples=("cris-data check data/refcoco", "cris-data speed data/refcoco --workers 2"),
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser(
         "check",
         help="count, compare with the published figures, say what is missing",
-        description="Count images, objects and expressions, compare with the published figures, "
+        description="Counts images, objects and expressions, compare with the published figures, "
         "and say what is missing. Exit 0: whole; 1: faults; 2: no data set.",
+        examples=(
+            "cris-data check data/refcoco --images coco/train2014",
+            "cris-data check data/scenes --pictures --json",
+        ),
     )
     check.add_argument("data", type=Path, metavar="DIR", help="folder of the data set")
     check.add_argument("--name", metavar="NAME", help="refcoco, refcoco+ or refcocog (DIR's name)")
@@ -38,6 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="samples per second from files, and where the time goes",
         description="Measure the loader: pictures with one expression each, from files to batches. "
         "Without DIR on generated pictures of COCO's size (640x480 JPEGs).",
+        examples=(
+            "cris-data speed --workers 2 --seconds 20",
+            "cris-data speed data/refcoco --images coco/train2014 --size 416 --batch 64",
+        ),
     )
     speed.add_argument("data", type=Path, nargs="?", metavar="DIR", help="folder of the data set")
     speed.add_argument("--split", default="train", help="name of the split (train)")
@@ -73,38 +87,29 @@ def _check(args: argparse.Namespace) -> int:
             open_pictures=args.pictures,
             tick=tick,
         )
-    print(json.dumps(_as_json(report), indent=2) if args.json else _table(report))
+    values = {**dataclasses.asdict(report), "whole": report.whole}
+    print(json.dumps(values, indent=2, default=str) if args.json else _table(report))
     return 0 if report.whole else 1
 
 
-def _as_json(report: Report) -> dict[str, object]:
-    values = dataclasses.asdict(report)
-    values["root"] = str(report.root)
-    values["missing"] = [str(path) for path in report.missing]
-    values["whole"] = report.whole
-    return values
-
-
 def _table(report: Report) -> str:
-    compared = bool(report.published)
-    head = f"{'split':<8}{'images':>10}{'objects':>10}{'expressions':>13}"
-    lines = [head + (f"   published ({report.name})" if compared else "")]
-    for split, count in report.counts.items():
-        lines.append(f"{split:<8}{_row(count)}")
-        if split in report.published:
-            lines[-1] += f"  {_row(report.published[split])}"
+    columns, rows = ["split", *_COUNTED], []
+    if report.published:
+        columns += [f"published ({report.name}): {_COUNTED[0]}", *_COUNTED[1:]]
+    for split, counts in report.counts.items():
+        beside = [report.published.get(split)] if report.published else []
+        rows.append([split, *_cells(counts), *(cell for c in beside for cell in _cells(c))])
+    lines = [to_text(columns, rows)]
     lines += [f"fault: {fault}" for fault in report.faults]
     lines += [f"note: {note}" for note in report.notes]
     return "\n".join([*lines, "whole" if report.whole else "not whole"])
 
 
-def _row(count: Count) -> str:
-    cells = (
-        (count.images, 10),
-        (count.objects, 10),
-        (count.expressions, 13),
-    )
-    return "".join(f"{'-' if n is None else format(n, ','):>{width}}" for n, width in cells)
+def _cells(counts: Counts | None) -> list[str]:
+    if counts is None:
+        return [""] * len(_COUNTED)
+    numbers = (getattr(counts, name) for name in _COUNTED)
+    return ["-" if number is None else f"{number:,}" for number in numbers]
 
 
 def _speed(args: argparse.Namespace) -> int:
@@ -141,10 +146,9 @@ def _profile(speed: Speed) -> str:
         f"{speed.images_per_batch}, files of {speed.mean_bytes / 1e3:,.0f} kB)",
         "milliseconds of one core for a sample:",
     ]
-    lines += [
-        f"  {step:<17}{spent:7.3f}  {spent / total:6.1%}" for step, spent in speed.steps.items()
-    ]
-    return "\n".join([*lines, f"  {'sum':<17}{total:7.3f}"])
+    rows = [(step, f"{spent:.3f}", f"{spent / total:.1%}") for step, spent in speed.steps.items()]
+    table = to_text(("step", "ms", "share"), [*rows, ("sum", f"{total:.3f}", "")])
+    return "\n".join([*lines, table])
 
 
 if __name__ == "__main__":

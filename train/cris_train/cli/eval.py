@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cris_deploy.cli import guarded
+from cris_deploy.cli import Parser, guarded
+from cris_deploy.documents import to_json
 from cris_deploy.execution.backends import AUTO, BackendName, Compute, Device
 
 if TYPE_CHECKING:
@@ -83,14 +83,18 @@ def _json(report: EvalReport, differences: Sequence[Difference]) -> str:
     document = report.to_json()
     if differences:
         document["difference_in_points"] = {d.split: dict(d.points) for d in differences}
-    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    return to_json(document)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="cris-eval",
         description="Measure a checkpoint or a bundle at image size, on all expressions of all "
         "objects: mIoU, oIoU, Pr@50 to Pr@90.",
+        examples=(
+            "cris-eval --ckpt best.pth --data data/refcoco --split val,testA --output report/",
+            "cris-eval --bundle refcoco.bundle --data data/refcoco --compare report/report.json",
+        ),
     )
     what = parser.add_argument_group("what to measure (one of the two)")
     what.add_argument("--ckpt", type=Path, metavar="FILE", help="a checkpoint, in PyTorch")

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cris_deploy.cli import guarded
+from cris_deploy.cli import Parser, guarded
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse and write. Exit 0, or 2 for unusable input."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="cris-scenes",
         description="Generate referring scenes (shapes, colours, sizes, positions, relations) in "
         "RefCOCO's own file format.",
+        examples=(
+            "cris-scenes data/scenes",
+            "cris-scenes data/few --train 200 --val 20 --seed 1",
+        ),
     )
     parser.add_argument("output", type=Path, help="folder of the data set")
     parser.add_argument("--train", type=int, default=20000, metavar="N", help="scenes (20000)")

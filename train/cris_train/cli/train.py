@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cris_deploy.cli import guarded
+from cris_deploy.cli import Parser, guarded
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse and train. Exit 0, or 2 for unusable input."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="cris-train",
-        description="Train a CRIS model by a recipe, on a CPU or one GPU.",
-        epilog="On many GPUs or machines: torchrun --nproc-per-node N [--nnodes M ...] "
-        "-m cris_train --config YAML [key=value ...]",
+        description="Train a CRIS model by a recipe, on a CPU or a GPU; by torchrun on many.",
+        examples=(
+            "cris-train --config train/configs/refcoco_r50.yaml model.word_len=22 --resume",
+            "torchrun --nproc-per-node 8 -m cris_train --config train/configs/refcoco_r50.yaml",
+        ),
     )
     parser.add_argument("--config", type=Path, required=True, metavar="YAML", help="the recipe")
     parser.add_argument(

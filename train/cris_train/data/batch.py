@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from cris_deploy.pixels import image as images
 
@@ -53,8 +54,6 @@ class Sample:
 class PackedBatch:
     """B pictures with k expressions each, as bytes: a quarter of the floats.
 
-    NumPy arrays: torch would hand tensors between processes through /dev/shm (see `rows.Ring`).
-
     Attributes:
         square: (B, S, S, 3) uint8 RGB, letterboxed.
         tokens: (B * k, L) int64, the k expressions of a picture in a row.
@@ -62,10 +61,19 @@ class PackedBatch:
         names: The B file names.
     """
 
-    square: npt.NDArray[np.uint8]
-    tokens: npt.NDArray[np.int64]
-    target: npt.NDArray[np.uint8]
+    square: Tensor
+    tokens: Tensor
+    target: Tensor
     names: tuple[str, ...]
+
+    def pin_memory(self) -> PackedBatch:
+        """The same in page-locked memory, which a GPU copies from while the host goes on."""
+        return PackedBatch(
+            self.square.pin_memory(),
+            self.tokens.pin_memory(),
+            self.target.pin_memory(),
+            self.names,
+        )
 
     def unpack(self, device: torch.device | str = "cpu") -> Batch:
         """Normalise to what the model is fed, on `device`: deployment's values, bit for bit.
@@ -79,13 +87,13 @@ class PackedBatch:
         # NumPy's memory, not torch's: it asks for huge pages, and half the time is page faults.
         every = np.empty((count, 3, side, side), np.float32)
         tables = _picture_values().numpy().reshape(3, 256)
-        for planes, square in zip(every, self.square, strict=True):
+        for planes, square in zip(every, self.square.numpy(), strict=True):
             for plane, channel, table in zip(planes, cv2.split(square), tables, strict=True):
                 cv2.LUT(channel, table, dst=plane)
         return Batch(
             torch.from_numpy(every),
-            torch.from_numpy(self.tokens),
-            _target_values()[torch.from_numpy(self.target).int()],
+            self.tokens,
+            _target_values()[self.target.int()],
             self.names,
         )
 
@@ -93,35 +101,24 @@ class PackedBatch:
 def unpack_on_device(packed: PackedBatch, device: torch.device) -> Batch:
     """As `PackedBatch.unpack`: bytes go over, the device looks up floats. Works on a CPU, too."""
     channel = torch.arange(0, 3 * 256, 256, dtype=torch.int32, device=device)
-    # These copies end before the loader can use their memory again.
-    square = torch.from_numpy(packed.square).to(device)
-    target = torch.from_numpy(packed.target).to(device)
+    square = packed.square.to(device, non_blocking=True)
+    target = packed.target.to(device, non_blocking=True)
     # NHWC -> NCHW. Tables, because devices divide by a constant in ways of their own.
     image = _picture_values().to(device)[square.int() + channel].permute(0, 3, 1, 2)
     return Batch(
         image,
-        torch.from_numpy(packed.tokens).to(device),
+        packed.tokens.to(device, non_blocking=True),
         _target_values().to(device)[target.int()],
         packed.names,
     )
 
 
-def pack(samples: Sequence[Sample], squares: npt.NDArray[np.uint8] | None = None) -> PackedBatch:
-    """Stack B samples of k expressions.
-
-    Args:
-        samples: At least one.
-        squares: (B, S, S, 3) uint8 to put the squares into; the batch is then without them.
-    """
-    if squares is None:
-        square = np.stack([sample.square for sample in samples])
-    else:
-        np.stack([sample.square for sample in samples], out=squares)
-        square = np.empty((0, *squares.shape[1:]), np.uint8)
+def pack(samples: Sequence[Sample]) -> PackedBatch:
+    """Stack B samples of k expressions; in a loader's worker into memory that it shares."""
     return PackedBatch(
-        square,
-        np.concatenate([sample.tokens for sample in samples]),
-        np.concatenate([sample.target for sample in samples])[:, None],
+        default_collate([sample.square for sample in samples]),
+        default_collate([sample.tokens for sample in samples]).flatten(0, 1),
+        default_collate([sample.target for sample in samples]).flatten(0, 1)[:, None],
         tuple(sample.name for sample in samples),
     )
 

@@ -16,7 +16,7 @@ ALL = "all"
 
 
 @dataclass(frozen=True)
-class Count:
+class Counts:
     """How much there is of a split, or of all; None is not known."""
 
     images: int | None
@@ -25,16 +25,16 @@ class Count:
 
 
 # As the paper counts them in its section on data sets.
-PUBLISHED: Mapping[str, Mapping[str, Count]] = {
+PUBLISHED: Mapping[str, Mapping[str, Counts]] = {
     "refcoco": {
-        "train": Count(None, None, 120_624),
-        "val": Count(None, None, 10_834),
-        "testA": Count(None, None, 5_657),
-        "testB": Count(None, None, 5_095),
-        ALL: Count(19_994, 50_000, 142_210),
+        "train": Counts(None, None, 120_624),
+        "val": Counts(None, None, 10_834),
+        "testA": Counts(None, None, 5_657),
+        "testB": Counts(None, None, 5_095),
+        ALL: Counts(19_994, 50_000, 142_210),
     },
-    "refcoco+": {ALL: Count(19_992, 49_856, 141_564)},
-    "refcocog": {ALL: Count(26_711, 54_822, 104_560)},
+    "refcoco+": {ALL: Counts(19_992, 49_856, 141_564)},
+    "refcocog": {ALL: Counts(26_711, 54_822, 104_560)},
 }
 # REFER's files of RefCOCOg hold fewer than the paper says: Google never published its test split.
 NOTES = {
@@ -59,8 +59,8 @@ class Report:
 
     root: Path
     name: str
-    counts: Mapping[str, Count]
-    published: Mapping[str, Count]
+    counts: Mapping[str, Counts]
+    published: Mapping[str, Counts]
     missing: tuple[Path, ...]
     faults: tuple[str, ...]
     notes: tuple[str, ...]
@@ -121,9 +121,9 @@ def check(
     )
 
 
-def _count(pictures: list[ReferImage] | tuple[ReferImage, ...]) -> Count:
+def _count(pictures: list[ReferImage] | tuple[ReferImage, ...]) -> Counts:
     items = [item for image in pictures for item in image.objects]
-    return Count(
+    return Counts(
         len({image.path for image in pictures}),
         len(items),
         sum(len(item.expressions) for item in items),
@@ -131,12 +131,12 @@ def _count(pictures: list[ReferImage] | tuple[ReferImage, ...]) -> Count:
 
 
 def _differences(
-    counts: Mapping[str, Count], published: Mapping[str, Count], *, exact: bool
+    counts: Mapping[str, Counts], published: Mapping[str, Counts], *, exact: bool
 ) -> tuple[str, ...]:
     """One sentence for every count that is not the published one."""
     found = []
     for split, wanted in published.items():
-        have = counts.get(split, Count(0, 0, 0))
+        have = counts.get(split, Counts(0, 0, 0))
         for what in ("images", "objects", "expressions"):
             number, expected = getattr(have, what), getattr(wanted, what)
             if exact and expected is not None and number != expected:

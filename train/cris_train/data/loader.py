@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,12 +15,10 @@ from cris_train.data.batch import Batch, PackedBatch
 from cris_train.data.dataset import ReferData
 from cris_train.data.feed import FeedPlan
 from cris_train.data.pictures import require_pictures
-from cris_train.data.rows import Gather, Part, Place, Ring, Row, Rows, generator, one_cv2_thread
+from cris_train.data.rows import Part, Request, Row, Rows, gather, generator, one_cv2_thread
 
-# Batches that each worker prepares ahead.
+# Batches that each worker prepares ahead: so many and the one in use are in memory.
 PREFETCH = 2
-# Batches that whoever is fed may still look at: the newest one, and the one before.
-HELD = 2
 
 
 @dataclass(frozen=True)
@@ -40,8 +38,16 @@ class Feed:
     shares are the batch of one process.
     """
 
-    def __init__(self, data: ReferData, plan: FeedPlan, *, rank: int = 0, world: int = 1) -> None:
-        """Look over the plan and the pictures.
+    def __init__(
+        self,
+        data: ReferData,
+        plan: FeedPlan,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        pin_memory: bool = False,
+    ) -> None:
+        """Look over the plan and the pictures; `pin_memory` for batches that go to a GPU.
 
         Raises:
             InputError: a plan that `data` or `world` does not allow.
@@ -74,17 +80,12 @@ class Feed:
         self._broken: dict[Path, Broken] = {}
         self._order = _Order()
         self._turn = 0
-        self._slot = 0
-        self._ring: Ring | None = None
-        if plan.workers:
-            # torch asks for another batch before it gives one: that many are on their way.
-            slots = plan.workers * PREFETCH + HELD
-            self._ring = Ring(slots, self._share, data.config.input_size)
         self._loader: DataLoader[Row] = DataLoader(
             rows,
             batch_sampler=self._order,
             num_workers=plan.workers,
-            collate_fn=Gather(self._ring),
+            collate_fn=gather,
+            pin_memory=pin_memory,
             multiprocessing_context="fork" if plan.workers else None,
             persistent_workers=plan.workers > 0,
             prefetch_factor=PREFETCH if plan.workers else None,
@@ -115,10 +116,7 @@ class Feed:
         return (packed.unpack(device) for packed in self.packed(epoch, start))
 
     def packed(self, epoch: int, start: int = 0) -> Iterator[PackedBatch]:
-        """As `epoch`, before normalisation: `PackedBatch.unpack(device)` sends bytes, not floats.
-
-        With workers, the pictures of a batch are overwritten after two more have been asked for.
-        """
+        """As `epoch`, before normalisation: `PackedBatch.unpack` sends bytes, not floats."""
         if epoch < 0 or not 0 <= start <= self.steps_per_epoch:
             raise InputError(
                 f"epoch {epoch}, start {start}: give an epoch from 0 on and a step of "
@@ -143,8 +141,7 @@ class Feed:
                     raise error
                 finally:
                     del error
-            squares = part.batch.square if self._ring is None else self._ring.squares(part.slot)
-            yield replace(part.batch, square=squares)
+            yield part.batch
             if turn != self._turn:
                 return
 
@@ -160,19 +157,18 @@ class Feed:
                     return
             yield part
 
-    def _rows(self, epoch: int, start: int) -> list[list[Place]]:
-        """The places of this rank in every global batch from `start` on."""
+    def _rows(self, epoch: int, start: int) -> list[list[Request]]:
+        """The rows of this rank in every global batch from `start` on."""
         order = generator(self._plan.seed, epoch, 0).permutation(self._count)
         rows = []
         for step in range(start, self.steps_per_epoch):
             first = step * self._plan.images_per_batch + self._rank * self._share
             rows.append(
                 [
-                    Place(epoch, position, int(order[position]), self._slot)
+                    Request(epoch, position, int(order[position]))
                     for position in range(first, first + self._share)
                 ]
             )
-            self._slot = (self._slot + 1) % (self._ring.slots if self._ring is not None else 1)
         return rows
 
 
@@ -198,9 +194,9 @@ class _Order:
     """The batch sampler: what the next pass of the loader visits."""
 
     def __init__(self) -> None:
-        self.rows: list[list[Place]] = []
+        self.rows: list[list[Request]] = []
 
-    def __iter__(self) -> Iterator[list[Place]]:
+    def __iter__(self) -> Iterator[list[Request]]:
         return iter(self.rows)
 
     def __len__(self) -> int:

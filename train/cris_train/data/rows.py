@@ -1,16 +1,14 @@
-"""What a loader's worker does: read the samples of its places and put them into a batch."""
+"""What a loader's worker does: read samples and put them into a batch."""
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 from torch.utils.data import Dataset
 
 from cris_deploy.errors import CrisError, DataError, ImageError
@@ -26,13 +24,12 @@ Entry: TypeAlias = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Place:
-    """A row of a batch: where in the epoch it is, what the order puts there, and its slot."""
+class Request:
+    """A row of a batch to be read: where in the epoch it is, and what the order puts there."""
 
     epoch: int
     position: int
     entry: int
-    slot: int
 
 
 @dataclass(frozen=True)
@@ -42,43 +39,23 @@ class Row:
     sample: Sample | None
     error: CrisError | None
     broken: tuple[tuple[Path, str], ...]
-    slot: int
 
 
 @dataclass(frozen=True)
 class Part:
-    """What a worker hands back: a batch or an error, and (file, reason) of what it replaced.
-
-    With a ring, the squares of `batch` are empty and lie in its `slot`.
-    """
+    """What a worker hands back: a batch or an error, and (file, reason) of what it replaced."""
 
     batch: PackedBatch | None
     error: CrisError | None
     broken: tuple[tuple[Path, str], ...]
-    slot: int
 
-
-class Ring:
-    """Memory that this process shares with the workers it forks: squares of a few batches.
-
-    Through a pipe, a batch of 64 at 416 costs a fifth of all work in copies. torch's way is
-    /dev/shm, which containers often limit to 64 MB, two such batches; this memory has no name and
-    no such limit. It is passed on by fork alone.
-    """
-
-    def __init__(self, slots: int, images: int, size: int) -> None:
-        self.slots = slots
-        shape = (slots, images, size, size, 3)
-        memory = mmap.mmap(-1, slots * images * size * size * 3)
-        self._squares = np.frombuffer(memory, np.uint8).reshape(shape)
-
-    def squares(self, slot: int) -> npt.NDArray[np.uint8]:
-        """The squares of a slot, (images, S, S, 3) uint8, to write and to read."""
-        return np.asarray(self._squares[slot])
+    def pin_memory(self) -> Part:
+        """As torch's loader asks it for a GPU."""
+        return self if self.batch is None else replace(self, batch=self.batch.pin_memory())
 
 
 class Rows(Dataset[Row]):
-    """Reads the sample of a place. Errors are values: torch would bury them in a traceback."""
+    """Reads samples. Errors are values: torch would bury them in a traceback."""
 
     def __init__(self, data: ReferData, plan: FeedPlan) -> None:
         self.entries = _entries(data, plan.draw)
@@ -87,21 +64,20 @@ class Rows(Dataset[Row]):
     def __len__(self) -> int:
         return len(self.entries)
 
-    def __getitem__(self, place: Place) -> Row:
-        rng = generator(self._plan.seed, place.epoch, place.position + 1)
-        entry = self.entries[place.entry]
+    def __getitem__(self, request: Request) -> Row:
+        rng = generator(self._plan.seed, request.epoch, request.position + 1)
+        entry = self.entries[request.entry]
         broken: list[tuple[Path, str]] = []
         while True:
             picture, said = self._draw(entry, rng)
             try:
-                sample = self._data.sample(picture, said)
-                return Row(sample, None, tuple(broken), place.slot)
+                return Row(self._data.sample(picture, said), None, tuple(broken))
             except (ImageError, DataError) as error:
                 if not self._plan.skip_broken:
-                    return Row(None, error, (), place.slot)
+                    return Row(None, error, ())
                 broken.append((self._data.images[picture].path, str(error)))
                 if len(broken) == MOST_BROKEN_IN_A_ROW:
-                    return Row(None, _given_up(broken), tuple(broken), place.slot)
+                    return Row(None, _given_up(broken), tuple(broken))
             entry = self.entries[int(rng.integers(len(self.entries)))]
 
     def _draw(self, entry: Entry, rng: np.random.Generator) -> tuple[int, list[tuple[int, int]]]:
@@ -116,22 +92,18 @@ class Rows(Dataset[Row]):
         return picture, said
 
 
-@dataclass(frozen=True)
-class Gather:
-    """Rows to a part; the squares go into the ring where there is one."""
-
-    ring: Ring | None
-
-    def __call__(self, rows: Sequence[Row]) -> Part:
-        """Put rows of one slot together; the first error is the part's."""
-        broken = tuple(pair for row in rows for pair in row.broken)
-        slot = rows[0].slot
-        error = next((row.error for row in rows if row.error is not None), None)
-        if error is not None:
-            return Part(None, error, broken, slot)
-        samples = [row.sample for row in rows if row.sample is not None]
-        squares = None if self.ring is None else self.ring.squares(slot)
-        return Part(pack(samples, squares), None, broken, slot)
+def gather(rows: Sequence[Row]) -> Part:
+    """Put rows together; the first error is the part's."""
+    broken = tuple(pair for row in rows for pair in row.broken)
+    error = next((row.error for row in rows if row.error is not None), None)
+    if error is not None:
+        return Part(None, error, broken)
+    try:
+        return Part(pack([row.sample for row in rows if row.sample is not None]), None, broken)
+    except RuntimeError as failure:
+        if "shared memory" not in str(failure):
+            raise
+        return Part(None, _not_shared(failure), broken)
 
 
 def generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
@@ -157,6 +129,14 @@ def _entries(data: ReferData, draw: Draw) -> list[Entry]:
         for picture, image in enumerate(data.images)
         for which in range(len(image.objects))
     ]
+
+
+def _not_shared(failure: RuntimeError) -> DataError:
+    return DataError(
+        f"processes that read pictures share too little memory ({failure}): a container's /dev/shm "
+        "is 64 MB unless it is given more (docker run --shm-size=1g); or lower workers or "
+        "images_per_batch; workers=0 needs none"
+    )
 
 
 def _given_up(broken: Sequence[tuple[Path, str]]) -> DataError:

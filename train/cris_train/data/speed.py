@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -124,10 +124,8 @@ def _one_batch(data: ReferData, chosen: Sequence[int], clock: _Clock) -> None:
         with clock.step("tokens"):
             tokens = data.tokens(item.expressions[0])
         samples.append(Sample(square, tokens[None], target[None], image.path.name))
-    squares = np.empty((len(samples), size, size, 3), np.uint8)
     with clock.step("collate"):
-        packed = pack(samples, squares)
-    packed = replace(packed, square=squares)
+        packed = pack(samples)
     with clock.step("normalise"):
         packed.unpack()
 

@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from cris_deploy.pixels import image as images
 
-# The mask step calls a pixel the object's above this probability; at an object's edge, where a
-# cell is half covered, a soft target takes this value: 0.5 ** EDGE_POWER = THRESHOLD.
+# The paper and the reference cut probabilities here: above it the mask step calls a pixel the
+# object's. At an object's edge, where a cell is half covered, a soft target takes this value:
+# 0.5 ** EDGE_POWER = THRESHOLD.
 THRESHOLD = 0.35
 EDGE_POWER = math.log(THRESHOLD) / math.log(0.5)
 # Radius of the cell of 4x4 input pixels that a target value stands for, as a Gaussian's sigma.

@@ -22,15 +22,22 @@ from cris_deploy.errors import BackendError, CrisError, DataError, InputError
 from cris_deploy.execution.backends import AUTO, Compute, Device
 from cris_deploy.machine.versions import versions_of
 from cris_train import checkpoint as checkpoints
+from cris_train.autocast import AUTOCAST
 from cris_train.data.refer import ReferImage, pick
 from cris_train.data.splits import open_splits
 from cris_train.data.target import THRESHOLD
 from cris_train.evaluation.evaluate import Outcome, Segmenter, evaluate
-from cris_train.evaluation.report import EvalReport, Kind, KindScore, LeftOut, Measured, SplitScore
+from cris_train.evaluation.report import (
+    EvalReport,
+    KindScore,
+    LeftOut,
+    Measured,
+    MeasuredKind,
+    SplitScore,
+)
 from cris_train.evaluation.segmenters import EngineSegmenter, TorchSegmenter
 from cris_train.synthetic.refer_files import KINDS_FILE
 
-_AUTOCAST: Final = {Compute.FP32: None, Compute.BF16: torch.bfloat16, Compute.FP16: torch.float16}
 _PACKAGES: Final = (
     "cris-deploy",
     "torch",
@@ -203,7 +210,7 @@ def _opened(options: EvalOptions) -> Iterator[tuple[Segmenter, Measured, float]]
         info, path = engine.info, options.bundle
         parity = Bundle.open(path, verify=False).manifest.parity
         measured = Measured(
-            kind=Kind.BUNDLE,
+            kind=MeasuredKind.BUNDLE,
             name=path.resolve().name,
             sha256=hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest(),
             checkpoint_sha256=info.model.checkpoint_sha256,
@@ -231,10 +238,10 @@ def _open_checkpoint(options: EvalOptions, path: Path) -> tuple[TorchSegmenter, 
     config = loaded.config
     threshold = THRESHOLD if options.threshold is None else options.threshold
     segmenter = TorchSegmenter(
-        model, threshold=threshold, device=device.value, autocast=_AUTOCAST[precision]
+        model, threshold=threshold, device=device.value, autocast=AUTOCAST[precision]
     )
     measured = Measured(
-        kind=Kind.CHECKPOINT,
+        kind=MeasuredKind.CHECKPOINT,
         name=path.name,
         sha256=loaded.sha256,
         checkpoint_sha256=loaded.sha256,
@@ -244,7 +251,7 @@ def _open_checkpoint(options: EvalOptions, path: Path) -> tuple[TorchSegmenter, 
         input_size=config.input_size,
         word_len=config.word_len,
         backend="pytorch",
-        backend_version=torch.__version__,
+        backend_version=str(torch.__version__),
         device=device.value,
         precision=precision.value,
     )
@@ -272,7 +279,7 @@ def _torch_precision(name: str) -> Compute:
         precision = Compute.FP32 if name == AUTO else Compute(name)
     except ValueError:
         raise InputError(f"--precision {name!r}: give {', '.join([AUTO, *Compute])}") from None
-    if precision not in _AUTOCAST:
+    if precision not in AUTOCAST:
         raise BackendError(
             f"--precision {name}: a checkpoint has no quantised form; export it with --int8 "
             f"--calibration FILE and give --bundle"

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
+from cris_deploy import documents
+from cris_deploy.documents import Count, Sha256, Share
 from cris_deploy.errors import InputError
 from cris_train.evaluation.metrics import PRECISION_NAMES
 
 FORMAT: Final = 1
 
 
-class Kind(StrEnum):
+class MeasuredKind(StrEnum):
     """What can be measured."""
 
     CHECKPOINT = "checkpoint"
@@ -46,10 +46,10 @@ class Measured:
             for a checkpoint.
     """
 
-    kind: Kind
+    kind: MeasuredKind
     name: str
-    sha256: str
-    checkpoint_sha256: str
+    sha256: Sha256
+    checkpoint_sha256: Sha256
     architecture: str
     decoder_layers: int
     contrastive: bool
@@ -65,7 +65,7 @@ class Measured:
     @property
     def mark(self) -> str | None:
         """What a reader of the numbers has to know about the bundle, or None."""
-        if self.kind is Kind.CHECKPOINT or self.parity:
+        if self.kind is MeasuredKind.CHECKPOINT or self.parity:
             return None
         if self.parity is None:
             return "the bundle has no record of a parity gate: run cris-export check"
@@ -84,8 +84,8 @@ class LeftOut:
 class KindScore:
     """Number of expressions of a kind, and their mIoU, 0 to 1."""
 
-    expressions: int
-    mean_iou: float
+    expressions: Count
+    mean_iou: Share
 
 
 @dataclass(frozen=True)
@@ -105,14 +105,19 @@ class SplitScore:
     """
 
     split: str
-    images: int
-    objects: int
-    expressions: int
-    mean_iou: float
-    overall_iou: float
-    precision: Mapping[str, float]
-    by_kind: Mapping[str, KindScore] = dataclasses.field(default_factory=dict)
+    images: Count
+    objects: Count
+    expressions: Count
+    mean_iou: Share
+    overall_iou: Share
+    precision: Mapping[str, Share]
+    by_kind: Mapping[str, KindScore] = field(default_factory=dict)
     left_out: tuple[LeftOut, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in PRECISION_NAMES:
+            if name not in self.precision:
+                raise InputError(f"precision lacks {name}")
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -139,16 +144,16 @@ class EvalReport:
     measured: Measured
     data: str
     split_by: str
-    threshold: float
-    limit: int
+    threshold: Share
+    limit: Count
     splits: tuple[SplitScore, ...]
     seconds: float
     versions: Mapping[str, str]
     created: str
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, for json.dumps."""
-        return {"format": FORMAT, **dataclasses.asdict(self)}
+        """Plain values."""
+        return {"format": FORMAT, **documents.plain(self)}
 
 
 def read_report(path: str | Path) -> EvalReport:
@@ -158,40 +163,17 @@ def read_report(path: str | Path) -> EvalReport:
         InputError: it cannot be read, or is something else.
     """
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"report {path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise InputError(f"report {path} is not JSON: {error}") from error
-    try:
-        if document["format"] > FORMAT:
-            raise InputError(
-                f"report {path} has format {document['format']}, this version reads up to {FORMAT}"
-            )
-        given = {field.name: document[field.name] for field in dataclasses.fields(EvalReport)}
-        given["measured"] = Measured(
-            **{**given["measured"], "kind": Kind(given["measured"]["kind"])}
-        )
-        given["splits"] = tuple(_read_score(score) for score in given["splits"])
-        return EvalReport(**given)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(
-            f"report {path} is not what cris-eval --json writes: {type(error).__name__} {error}"
-        ) from error
-
-
-def _read_score(values: Mapping[str, Any]) -> SplitScore:
-    score = SplitScore(
-        **{
-            **values,
-            "by_kind": {name: KindScore(**kind) for name, kind in values["by_kind"].items()},
-            "left_out": tuple(LeftOut(**entry) for entry in values["left_out"]),
-        }
+    return documents.read(
+        EvalReport,
+        text,
+        f"report {path}",
+        newest=FORMAT,
+        remedy="give a file that cris-eval --json wrote",
+        error=InputError,
     )
-    for name in ("mIoU", "oIoU", *PRECISION_NAMES):
-        if not isinstance(score.metrics[name], (int, float)):
-            raise TypeError(f"{name} of {score.split} is not a number")
-    return score
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cris_deploy.cli.tables import to_markdown
 from cris_train.evaluation.metrics import PRECISION_NAMES
-from cris_train.evaluation.report import Difference, EvalReport, Kind, paper_score
+from cris_train.evaluation.report import Difference, EvalReport, MeasuredKind, paper_score
 
 _METRICS = ("mIoU", "oIoU", *PRECISION_NAMES)
 _SHOWN = 20  # left-out pictures that are named; JSON has all
@@ -38,24 +39,9 @@ def markdown(report: EvalReport, differences: Sequence[Difference], sheets: Sequ
     return "\n\n".join([title, describe(report, differences), pictures]).rstrip() + "\n"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """An aligned Markdown table: the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = (
-            cell.rjust(width) if index else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        )
-        return f"| {' | '.join(padded)} |"
-
-    rule = ["-" * w if not i else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
-    return "\n".join(map(line, (head, rule, *rows)))
-
-
 def _subject(report: EvalReport) -> str:
     what = report.measured
-    stored = f"{what.stored} " if what.kind is Kind.BUNDLE else ""
+    stored = f"{what.stored} " if what.kind is MeasuredKind.BUNDLE else ""
     head = "contrastive head" if what.contrastive else "plain head"
     lines = [
         f"{stored}{what.kind} {what.name} (sha256 {what.sha256[:12]}): {what.architecture}, "
@@ -80,7 +66,7 @@ def _scores(report: EvalReport) -> str:
         )
         for score in report.splits
     ]
-    return table(head, rows)
+    return to_markdown(head, rows)
 
 
 def _kinds(report: EvalReport) -> str:
@@ -89,7 +75,7 @@ def _kinds(report: EvalReport) -> str:
         for score in report.splits
         for kind, value in score.by_kind.items()
     ]
-    return table(("kind of expression", "expressions", "mIoU"), rows) if rows else ""
+    return to_markdown(("kind of expression", "expressions", "mIoU"), rows) if rows else ""
 
 
 def _differences(differences: Sequence[Difference]) -> str:
@@ -98,7 +84,7 @@ def _differences(differences: Sequence[Difference]) -> str:
         for difference in differences
     ]
     notes = dict.fromkeys(d.note for d in differences if d.note is not None)
-    return "\n\n".join([table(("difference in points", *_METRICS), rows), *notes])
+    return "\n\n".join([to_markdown(("difference in points", *_METRICS), rows), *notes])
 
 
 def _signed(points: float) -> str:

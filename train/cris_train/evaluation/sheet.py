@@ -78,11 +78,10 @@ def picture_sheet(
     for start in range(0, len(drawn), columns):
         row = drawn[start : start + columns]
         height = max(len(tile) for tile in row)
-        padded = [_padded(tile, height, tile_width) for tile in row]
-        padded += [_blank(height, tile_width)] * (columns - len(row))
-        rows.append(_joined(padded, axis=1))
-    body = _joined(rows, axis=0)
-    return np.concatenate([_header(title, body.shape[1]), body])
+        rows.append(np.hstack([_padded(tile, height + _GAP, tile_width + _GAP) for tile in row]))
+    width = columns * (tile_width + _GAP) + _GAP
+    margined = [_padded(row, len(row), width, left=_GAP) for row in rows]
+    return np.vstack([_header(title, width), *margined])
 
 
 def write_sheet(
@@ -125,7 +124,7 @@ def _tile(tile: Tile, side: int) -> npt.NDArray[np.uint8]:
             region.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE
         )
         cv2.drawContours(picture, contours, -1, colour, thickness, cv2.LINE_AA)
-    return np.concatenate([_padded(picture, size[1], side), _caption(tile, side)])
+    return np.vstack([_padded(picture, size[1], side), _caption(tile, side)])
 
 
 def _scaled(mask: npt.NDArray[np.bool_], size: tuple[int, int], way: int) -> npt.NDArray[np.bool_]:
@@ -198,16 +197,9 @@ def _blank(height: int, width: int) -> npt.NDArray[np.uint8]:
     return np.full((height, width, 3), PAPER, np.uint8)
 
 
-def _padded(picture: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
-    sheet = _blank(height, width)
-    sheet[: picture.shape[0], : picture.shape[1]] = picture
-    return sheet
-
-
-def _joined(parts: Sequence[npt.NDArray[np.uint8]], axis: int) -> npt.NDArray[np.uint8]:
-    """Side by side or below each other, with gaps around and between."""
-    along = parts[0].shape[1 - axis]
-    gap = _blank(along, _GAP) if axis == 1 else _blank(_GAP, along)
-    spaced = [gap, *(piece for part in parts for piece in (part, gap))]
-    # Below each other the rows bring their own margins left and right.
-    return np.concatenate(spaced if axis == 1 else spaced[1:], axis=axis)
+def _padded(
+    picture: npt.NDArray[np.uint8], height: int, width: int, left: int = 0
+) -> npt.NDArray[np.uint8]:
+    bottom, right = height - picture.shape[0], width - picture.shape[1] - left
+    border = cv2.copyMakeBorder(picture, 0, bottom, left, right, cv2.BORDER_CONSTANT, value=PAPER)
+    return np.asarray(border, np.uint8)

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cris_deploy.errors import CheckpointError, InputError
+from cris_deploy.errors import InputError
+from cris_train.errors import CheckpointError
 
 # CLIP's convention for both its ResNets and its text transformer: 64 channels to a head.
 CLIP_HEAD_WIDTH = 64
@@ -147,30 +148,6 @@ class CrisConfig:
             ),
             **changes,
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values only, so that a checkpoint stays loadable without pickle's full power."""
-        values = dataclasses.asdict(self)
-        values["image_layers"] = list(self.image_layers)
-        return values
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> CrisConfig:
-        """The inverse of `to_dict`.
-
-        Raises:
-            InputError: a key is unknown or a value out of range (the message names it).
-        """
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise InputError(
-                f"unknown model setting {', '.join(unknown)}; known: {', '.join(sorted(known))}"
-            )
-        given = dict(values)
-        if isinstance(given.get("image_layers"), Sequence):
-            given["image_layers"] = tuple(given["image_layers"])
-        return cls(**given)
 
     @classmethod
     def from_shapes(cls, shapes: Mapping[str, Sequence[int]], **known: Any) -> CrisConfig:

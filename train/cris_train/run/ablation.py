@@ -9,16 +9,15 @@ on it. A run that was stopped goes on where it was when the command is given aga
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from cris_deploy.cli import guarded
+from cris_deploy.cli import Parser, guarded, tables
+from cris_deploy.documents import plain, to_json
 from cris_deploy.errors import InputError
 from cris_train.evaluation.metrics import PRECISION_NAMES
 
@@ -130,10 +129,8 @@ def run(config: TrainConfig, report: Callable[[str], None] = print) -> Iterator[
         yield run_corner(config, corner, report)
 
 
-def to_json(config: TrainConfig, results: Sequence[CornerResult]) -> dict[str, Any]:
+def to_document(config: TrainConfig, results: Sequence[CornerResult]) -> dict[str, Any]:
     """The recipe and all results as plain values."""
-    from cris_train.settings import plain
-
     return {
         "recipe": plain(config),
         "corners": [
@@ -152,8 +149,6 @@ def to_json(config: TrainConfig, results: Sequence[CornerResult]) -> dict[str, A
 
 def to_markdown(results: Sequence[CornerResult]) -> str:
     """The table: metrics in points of 100, of the validation split; the highest mIoU is bold."""
-    from cris_train.evaluation.report_text import table
-
     best = max(result.report.splits[0].mean_iou for result in results)
     rows = []
     for result in results:
@@ -175,17 +170,22 @@ def to_markdown(results: Sequence[CornerResult]) -> str:
     head = ("contrastive", "decoder", *_METRICS, "parameters", "training")
     first = results[0]
     score = first.report.splits[0]
-    return (
-        f"{table(head, rows)}\n\n{score.expressions:,} expressions of {score.images:,} pictures of "
-        f"{first.report.data} {score.split}; each model saw {first.expressions:,} expressions.\n"
+    remark = (
+        f"{score.expressions:,} expressions of {score.images:,} pictures of {first.report.data} "
+        f"{score.split}; each model saw {first.expressions:,} expressions."
     )
+    return f"{tables.to_markdown(head, rows)}\n\n{remark}\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, train four models, write ablation.json and ablation.md. Exit 0, or 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m cris_train.run.ablation",
+    parser = Parser(
+        prog="cris_train.run.ablation",
         description="Table 1's ablation: contrastive head yes or no, decoder yes or no.",
+        examples=(
+            "python -m cris_train.run.ablation --config train/configs/ablation.yaml",
+            "python -m cris_train.run.ablation --config train/configs/ablation.yaml seed=1",
+        ),
     )
     parser.add_argument("--config", type=Path, required=True, metavar="YAML", help="the recipe")
     parser.add_argument(
@@ -203,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for result in run(config, lambda line: print(line, flush=True)):
             results.append(result)
             # After every corner: hours of training should not depend on the last one.
-            document = json.dumps(to_json(config, results), indent=2) + "\n"
+            document = to_json(to_document(config, results))
             write_whole(folder / "ablation.json", document.encode())
             write_whole(folder / "ablation.md", to_markdown(results).encode())
         print(f"\n{to_markdown(results)}\n{folder / 'ablation.md'}")

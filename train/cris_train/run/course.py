@@ -11,7 +11,7 @@ from cris_train.data.dataset import ReferData
 from cris_train.data.feed import FeedPlan
 from cris_train.data.loader import Broken, Feed
 from cris_train.data.refer import ReferImage
-from cris_train.run.distributed import Place
+from cris_train.run.distributed import Process
 from cris_train.run.recipe import Lesson, TrainConfig
 
 
@@ -41,25 +41,25 @@ class Course:
         steps: Optimiser steps of the run.
     """
 
-    def __init__(self, config: TrainConfig, split: Sequence[ReferImage], place: Place) -> None:
+    def __init__(self, config: TrainConfig, split: Sequence[ReferImage], process: Process) -> None:
         """Look over recipe and pictures.
 
         Raises:
             InputError: the recipe, the data and the number of processes do not fit.
             DataError: pictures are missing (without `skip_broken`).
         """
-        share = config.images_per_batch // place.world
-        if config.images_per_batch % place.world == 0 and share % config.accumulate:
+        share = config.images_per_batch // process.world
+        if config.images_per_batch % process.world == 0 and share % config.accumulate:
             raise InputError(
                 f"accumulate is {config.accumulate}, and a process has {share} images of each "
                 f"batch: images_per_batch must divide by accumulate times processes"
             )
-        self._device = place.device
+        self._device = process.device
         self._stages: list[_Stage] = []
         self._broken: tuple[Broken, ...] = ()
         self.steps = epochs = 0
         for lesson in config.lessons or (None,):
-            feed = _feed(config, split, place, lesson)
+            feed = _feed(config, split, process, lesson)
             each = feed.steps_per_epoch
             steps = config.epochs * each
             if lesson is not None:
@@ -113,7 +113,7 @@ class Course:
 
 
 def _feed(
-    config: TrainConfig, split: Sequence[ReferImage], place: Place, lesson: Lesson | None
+    config: TrainConfig, split: Sequence[ReferImage], process: Process, lesson: Lesson | None
 ) -> Feed:
     words = lesson.max_words if lesson is not None else None
     size = lesson.input_size if lesson is not None else None
@@ -132,7 +132,8 @@ def _feed(
         workers=config.workers,
         skip_broken=config.skip_broken,
     )
-    return Feed(data, plan, rank=place.rank, world=place.world)
+    pin_memory = process.device.type == "cuda"
+    return Feed(data, plan, rank=process.rank, world=process.world, pin_memory=pin_memory)
 
 
 def parts_of(batch: Batch, parts: int) -> list[Batch]:

@@ -11,8 +11,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor, distributed
 
-from cris_deploy.errors import BackendError, TrainingError
-from cris_train.run.recipe import DeviceChoice, Precision
+from cris_deploy.errors import BackendError
+from cris_deploy.execution.backends import Compute
+from cris_train.errors import TrainingError
+from cris_train.run.recipe import DeviceChoice
 
 T = TypeVar("T")
 
@@ -21,7 +23,7 @@ TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 
 
 @dataclass(frozen=True)
-class Place:
+class Process:
     """A training process among its like.
 
     Attributes:
@@ -63,7 +65,7 @@ class Place:
 
 
 @contextmanager
-def joined(choice: DeviceChoice, precision: Precision) -> Iterator[Place]:
+def joined(choice: DeviceChoice, precision: Compute) -> Iterator[Process]:
     """Take this process's place: alone, or among those torchrun started.
 
     The process group is NCCL's on CUDA and gloo's on CPUs.
@@ -76,16 +78,16 @@ def joined(choice: DeviceChoice, precision: Precision) -> Iterator[Place]:
     device, why = _device(choice, local)
     _check(device, precision)
     alone = "" if world == 1 else f", {world} processes"
-    place = Place(device, rank, world, f"device: {_name(device)}{why}{alone}")
+    process = Process(device, rank, world, f"device: {_name(device)}{why}{alone}")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world == 1:
-        yield place
+        yield process
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
     distributed.init_process_group(backend, device_id=device if backend == "nccl" else None)
     # Not after an error: the others wait in a collective then, until torchrun ends them.
-    yield place
+    yield process
     distributed.destroy_process_group()
 
 
@@ -119,10 +121,10 @@ def _device(choice: DeviceChoice, local: int) -> tuple[torch.device, str]:
     return torch.device("cuda", local), " (auto)" if choice is DeviceChoice.AUTO else ""
 
 
-def _check(device: torch.device, precision: Precision) -> None:
+def _check(device: torch.device, precision: Compute) -> None:
     if (
         device.type == "cuda"
-        and precision is Precision.BF16
+        and precision is Compute.BF16
         and not torch.cuda.is_bf16_supported(including_emulation=False)
     ):
         raise BackendError(

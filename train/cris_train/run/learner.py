@@ -17,20 +17,21 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from cris_deploy.errors import TrainingError
+from cris_deploy.execution.backends import Compute
 from cris_train import checkpoint
+from cris_train.autocast import AUTOCAST
 from cris_train.data.batch import Batch
+from cris_train.errors import TrainingError
 from cris_train.model import Cris
 from cris_train.model.pretrained import load_clip
 from cris_train.run.course import Course, parts_of
-from cris_train.run.distributed import Place
+from cris_train.run.distributed import Process
 from cris_train.run.losses import TextToPixelLoss
 from cris_train.run.optim import optimizer, rate_factor
-from cris_train.run.recipe import Precision, TrainConfig
+from cris_train.run.recipe import TrainConfig
 from cris_train.run.recompute import recompute_activations
 from cris_train.run.sync_norm import synchronised
 
-AUTOCAST = {Precision.FP32: None, Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
 # Below this the gradients overflow float16 without being scaled up at all.
 LEAST_SCALE = 1.0
 
@@ -47,31 +48,31 @@ class Learner:
         autocast: Type of mixed precision; None for float32.
     """
 
-    def __init__(self, config: TrainConfig, course: Course, place: Place) -> None:
-        self.config, self.place = config, place
+    def __init__(self, config: TrainConfig, course: Course, process: Process) -> None:
+        self.config, self.process = config, process
         self.autocast = AUTOCAST[config.precision]
-        if place.device.type == "cuda":
+        if process.device.type == "cuda":
             # Shapes stay the same from step to step, so trying out kernels pays.
             torch.backends.cudnn.benchmark = not config.deterministic
         torch.use_deterministic_algorithms(
-            config.deterministic and place.device.type == "cuda", warn_only=True
+            config.deterministic and process.device.type == "cuda", warn_only=True
         )
-        self.model = _first_model(config, place).to(place.device)
+        self.model = _first_model(config, process).to(process.device)
         self.model.to(memory_format=torch.channels_last)
         self.ema = None
         if config.ema:
             average = cast(Any, get_ema_multi_avg_fn)(config.ema)
             self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
-        together = place.world > 1
+        together = process.world > 1
         if together and config.sync_batch_norm:
-            synchronised(self.model, place.device)
+            synchronised(self.model, process.device)
         if config.recompute:
             recompute_activations(self.model)
         self.optimizer = optimizer(self.model, config)
         factor = rate_factor(config, course.steps, course.steps_per_epoch[0])
         self.scheduler = LambdaLR(self.optimizer, factor)
         self.scaler = torch.amp.GradScaler(
-            place.device.type, enabled=config.precision is Precision.FP16
+            process.device.type, enabled=config.precision is Compute.FP16
         )
         self._loss = TextToPixelLoss()
         self._forward: nn.Module = self.model
@@ -82,7 +83,7 @@ class Learner:
         if together:
             self._forward = DistributedDataParallel(
                 self._forward,
-                device_ids=[place.device] if place.device.type == "cuda" else None,
+                device_ids=[process.device] if process.device.type == "cuda" else None,
             )
 
     @property
@@ -105,14 +106,14 @@ class Learner:
             NotFiniteError: the loss or the gradient is not finite.
             TrainingError: the device's memory is full, or torch.compile failed.
         """
-        seeds = np.random.SeedSequence((self.config.seed, number, self.place.rank))
+        seeds = np.random.SeedSequence((self.config.seed, number, self.process.rank))
         torch.manual_seed(int(seeds.generate_state(1)[0]))
         self.model.train()
         try:
             loss = self._gradient(batch)
         except torch.OutOfMemoryError as error:
             raise TrainingError(
-                f"the memory of {self.place.device} is full: raise accumulate (now "
+                f"the memory of {self.process.device} is full: raise accumulate (now "
                 f"{self.config.accumulate}), set recompute=true or precision=bf16"
             ) from error
         except RuntimeError as error:
@@ -153,7 +154,7 @@ class Learner:
             image = part.image.contiguous(memory_format=torch.channels_last)
             with self._exchanging(index == len(parts) - 1):
                 with torch.autocast(
-                    self.place.device.type, self.autocast, enabled=self.autocast is not None
+                    self.process.device.type, self.autocast, enabled=self.autocast is not None
                 ):
                     logits = self._forward(image, part.tokens)
                 loss = self._loss(logits, part.target) / len(parts)
@@ -169,12 +170,12 @@ class Learner:
 
     def _checked(self, batch: Batch, loss: Tensor, norm: Tensor) -> float:
         """Mean loss over all processes, if it and the gradient are finite."""
-        rows = self.place.all_rows(torch.stack([loss, norm])).tolist()
+        rows = self.process.all_rows(torch.stack([loss, norm])).tolist()
         bad = [rank for rank, row in enumerate(rows) if not math.isfinite(row[0])]
         # With loss scaling an infinite gradient is part of the search for the scale.
         if not bad and (self.scaler.is_enabled() or all(math.isfinite(row[1]) for row in rows)):
             return math.fsum(row[0] for row in rows) / len(rows)
-        names = self.place.all_of(batch.names)
+        names = self.process.all_of(batch.names)
         what = f"the loss is {rows[bad[0]][0]}" if bad else f"the gradient's norm is {rows[0][1]}"
         shown = [name for rank in (bad or range(len(names))) for name in names[rank]]
         raise NotFiniteError(
@@ -201,7 +202,7 @@ class Learner:
             self.ema.load_state_dict(state["ema"])
 
 
-def _first_model(config: TrainConfig, place: Place) -> Cris:
+def _first_model(config: TrainConfig, process: Process) -> Cris:
     """The model as training starts, the same in every process.
 
     Raises:
@@ -209,7 +210,7 @@ def _first_model(config: TrainConfig, place: Place) -> Cris:
         CheckpointError: `init` cannot be used, or is of another shape.
     """
     torch.manual_seed(config.seed)
-    if place.rank > 0:
+    if process.rank > 0:
         distributed.barrier()  # the first one may have to download CLIP
     if config.init is not None:
         given = checkpoint.load(config.init)
@@ -218,7 +219,7 @@ def _first_model(config: TrainConfig, place: Place) -> Cris:
         model = Cris(config.model)
         if config.clip is not None:
             load_clip(model, config.clip)
-    if place.rank == 0 and place.world > 1:
+    if process.rank == 0 and process.world > 1:
         distributed.barrier()
     # Not used by CRIS: without a gradient it does not hold up the other processes.
     model.backbone.logit_scale.requires_grad_(False)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Self
 
 from tqdm import tqdm
 
-from cris_deploy.errors import TrainingError
-from cris_train.evaluation.metrics import PRECISION_AT, MaskMetrics
+from cris_train.errors import TrainingError
+from cris_train.evaluation.metrics import PRECISION_NAMES, MaskMetrics
 from cris_train.evaluation.sheet import Tile, picture_sheet, write_sheet
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 LOG = "log.csv"
 EVENTS = "events"
 SHEETS = "sheets"
-PRECISIONS = tuple(f"Pr@{round(at * 100)}" for at in PRECISION_AT)
 LOG_COLUMNS = (
     "step",
     "epoch",
@@ -32,7 +31,7 @@ LOG_COLUMNS = (
     "loss",
     "mean_iou",
     "overall_iou",
-    *PRECISIONS,
+    *PRECISION_NAMES,
 )
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import yaml
 
-from cris_deploy.errors import InputError, TrainingError
+from cris_deploy.documents import plain
+from cris_deploy.errors import InputError
 from cris_deploy.files import write_whole
 from cris_train.data.batch import Batch
 from cris_train.data.dataset import read_picture
@@ -18,17 +19,17 @@ from cris_train.data.loader import lost_workers_named
 from cris_train.data.pictures import require_pictures
 from cris_train.data.refer import pick
 from cris_train.data.splits import open_splits
+from cris_train.errors import TrainingError
 from cris_train.evaluation.evaluate import Outcome, evaluate
 from cris_train.evaluation.metrics import MaskMetrics
 from cris_train.evaluation.segmenters import TorchSegmenter
 from cris_train.evaluation.sheet import Tile
 from cris_train.run import state
 from cris_train.run.course import Course
-from cris_train.run.distributed import Place, joined
+from cris_train.run.distributed import Process, joined
 from cris_train.run.learner import Learner, NotFiniteError
 from cris_train.run.logbook import Logbook
 from cris_train.run.recipe import TrainConfig
-from cris_train.settings import plain
 
 RECIPE = "recipe.yaml"
 
@@ -74,8 +75,8 @@ def train(
         TrainingError: the loss is not finite, or a file cannot be written; the last good checkpoint
             stays.
     """
-    with joined(config.device, config.precision) as place:
-        run = _Run(config, place, report if place.writes else lambda line: None, resume)
+    with joined(config.device, config.precision) as process:
+        run = _Run(config, process, report if process.writes else lambda line: None, resume)
         with run.logbook or nullcontext():
             return run.to_end()
 
@@ -84,16 +85,16 @@ class _Run:
     """State of a run: where it is, what it logged, what was best."""
 
     def __init__(
-        self, config: TrainConfig, place: Place, report: Callable[[str], None], resume: bool
+        self, config: TrainConfig, process: Process, report: Callable[[str], None], resume: bool
     ) -> None:
-        self.config, self.place, self.report = config, place, report
+        self.config, self.process, self.report = config, process, report
         self.folder = Path(config.output)
         if not resume and (self.folder / state.LAST).exists():
             raise InputError(
                 f"output: {self.folder} holds a run already: go on with --resume, or set another "
                 f"output"
             )
-        report(place.told)
+        report(process.told)
         root, images = Path(config.data), config.images
         splits = open_splits(
             root, split_by=config.split_by, images=None if images is None else Path(images)
@@ -102,8 +103,8 @@ class _Run:
         self.val = pick(splits, config.val_split, root)[: config.val_images or None]
         # One that is not there would end the run after its first epoch.
         require_pictures(image.path for image in self.val)
-        self.course = Course(config, split, place)
-        self.learner = Learner(config, self.course, place)
+        self.course = Course(config, split, process)
+        self.learner = Learner(config, self.course, process)
         self.progress = state.Progress()
         if resume:
             found = state.resume(self.folder, self.learner, self.course)
@@ -114,17 +115,17 @@ class _Run:
                 if found is not None
                 else f"resume: nothing in {self.folder} to go on with; starting"
             )
-        _agree(place, self.progress.step)
+        _agree(process, self.progress.step)
         report(
             f"{len(split):,} images; {self.course.steps:,} steps of {config.samples_per_step} "
             f"expressions"
         )
         self.metrics = MaskMetrics()
-        self.sheet = _Sheet(config.sheet_tiles if place.writes else 0)
+        self.sheet = _Sheet(config.sheet_tiles if process.writes else 0)
         self.told_broken = 0
         self.clock = _Clock(self.progress.seconds)
         self.logbook: Logbook | None = None
-        if place.writes:
+        if process.writes:
             for partial in self.folder.glob(".*.partial"):  # of a run that was killed
                 partial.unlink(missing_ok=True)
             write_whole(
@@ -152,7 +153,7 @@ class _Run:
             mean_iou=self.progress.best_iou,
             final=self.metrics,
             seconds=self.clock.seconds,
-            writes=self.place.writes,
+            writes=self.process.writes,
         )
 
     def step(self, batch: Batch) -> None:
@@ -185,11 +186,11 @@ class _Run:
         segmenter = TorchSegmenter(
             self.learner.judged,
             threshold=self.config.threshold,
-            device=self.place.device,
+            device=self.process.device,
             autocast=self.learner.autocast,
         )
-        mine = evaluate(segmenter, self.place.share(self.val), observe=self.sheet.see)
-        first, *others = self.place.all_of(mine)
+        mine = evaluate(segmenter, self.process.share(self.val), observe=self.sheet.see)
+        first, *others = self.process.all_of(mine)
         return first.merge(others)
 
     def _record(self, metrics: MaskMetrics) -> None:
@@ -205,7 +206,7 @@ class _Run:
             self.logbook.sheet(
                 tiles, progress.step, f"step {progress.step:,}, mIoU {100 * iou:.1f}"
             )
-        if is_best and self.place.writes:
+        if is_best and self.process.writes:
             state.save_best(self.folder, self.learner, self.course, progress)
         self._save()
         self.report(
@@ -251,7 +252,7 @@ class _Run:
             state.save_last(self.folder, self.learner, self.course, self.progress)
 
     def _tell_broken(self) -> None:
-        every = [b for part in self.place.all_of(self.course.broken) for b in part]
+        every = [b for part in self.process.all_of(self.course.broken) for b in part]
         paths = {b.path: b.reason for b in every}
         if len(paths) > self.told_broken:
             self.told_broken = len(paths)
@@ -311,9 +312,9 @@ class _Sheet:
         return tiles
 
 
-def _agree(place: Place, step: int) -> None:
+def _agree(process: Process, step: int) -> None:
     """All processes go on from the same step."""
-    steps = place.all_of(step)
+    steps = process.all_of(step)
     if len(set(steps)) > 1:
         raise TrainingError(
             f"output: the processes found checkpoints of steps {sorted(set(steps))}: it must be a "

@@ -6,12 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import Annotated, Final
 
+from msgspec import Meta
+
+from cris_deploy.documents import Count, Positive, Share, convert
 from cris_deploy.errors import InputError
+from cris_deploy.execution.backends import Compute
+from cris_train.autocast import AUTOCAST
 from cris_train.data.feed import Draw
-from cris_train.data.target import TargetSampling
+from cris_train.data.target import THRESHOLD, TargetSampling
 from cris_train.model import CrisConfig
-from cris_train.settings import build, read_values
+from cris_train.settings import read_values
+
+_COMPUTES: Final = " or ".join(AUTOCAST)
 
 
 class Schedule(Enum):
@@ -23,17 +31,6 @@ class Schedule(Enum):
 
     STEP = "step"
     COSINE = "cosine"
-
-
-class Precision(Enum):
-    """What forward and backward pass compute in; weights and optimiser are float32 in all.
-
-    FP16 needs loss scaling, which is done; BF16 does not, and needs a device that has it.
-    """
-
-    FP32 = "fp32"
-    BF16 = "bf16"
-    FP16 = "fp16"
 
 
 class DeviceChoice(Enum):
@@ -54,17 +51,9 @@ class Lesson:
         input_size: Smaller images than the model's own, to learn faster at first; None for its own.
     """
 
-    samples: int
-    max_words: int | None = None
-    input_size: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise InputError(f"samples must be at least 1, not {self.samples}")
-        if self.max_words is not None and self.max_words < 1:
-            raise InputError(f"max_words must be at least 1, not {self.max_words}")
-        if self.input_size is not None and (self.input_size < 32 or self.input_size % 32):
-            raise InputError(f"input_size must be a multiple of 32, not {self.input_size}")
+    samples: Positive
+    max_words: Positive | None = None
+    input_size: Annotated[int, Meta(ge=32, multiple_of=32)] | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +91,8 @@ class TrainConfig:
         epochs: Passes over the data.
         lessons: What to train on, one after the other, in place of `epochs`.
         device: Where to train.
-        precision: What to compute in.
+        precision: What forward and backward pass compute in; weights and optimiser are float32 in
+            all. fp16 is done with loss scaling; bf16 needs none, but a device that has it.
         accumulate: Parts in which a process takes its share of a step, one after the other. Batch
             norm sees one part (of all processes) at a time.
         recompute: Activation checkpointing: less memory for a second forward pass; not with
@@ -131,67 +121,43 @@ class TrainConfig:
     val_split: str = "val"
     skip_broken: bool = False
     output: str = "runs/cris"
-    seed: int = 0
+    seed: Count = 0
     draw: Draw = Draw.OBJECT
     target: TargetSampling = TargetSampling.NEAREST
-    images_per_batch: int = 64
-    expressions_per_image: int = 1
-    workers: int = 0
+    images_per_batch: Positive = 64
+    expressions_per_image: Positive = 1
+    workers: Count = 0
     cache: bool = False
-    learning_rate: float = 1e-4
-    backbone_factor: float = 0.1
-    weight_decay: float = 0.0
+    learning_rate: Annotated[float, Meta(gt=0, lt=1)] = 1e-4
+    backbone_factor: Share = 0.1
+    weight_decay: Share = 0.0
     schedule: Schedule = Schedule.STEP
     decay_epochs: tuple[int, ...] = (35,)
-    decay_factor: float = 0.1
-    final_factor: float = 0.01
-    warmup_steps: int = 0
-    clip_norm: float = 0.0
-    epochs: int = 50
+    decay_factor: Share = 0.1
+    final_factor: Share = 0.01
+    warmup_steps: Count = 0
+    clip_norm: Annotated[float, Meta(ge=0)] = 0.0
+    epochs: Positive = 50
     lessons: tuple[Lesson, ...] = ()
     device: DeviceChoice = DeviceChoice.AUTO
-    precision: Precision = Precision.FP32
-    accumulate: int = 1
+    precision: Annotated[Compute, Meta(description=_COMPUTES)] = Compute.FP32
+    accumulate: Positive = 1
     recompute: bool = False
     sync_batch_norm: bool = True
     compile: bool = False
     deterministic: bool = False
-    ema: float = 0.0
-    validate_every: int = 0
-    val_images: int = 0
-    threshold: float = 0.35
-    sheet_tiles: int = 12
-    save_every: int = 500
-    log_every: int = 50
+    ema: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    validate_every: Count = 0
+    val_images: Count = 0
+    threshold: Share = THRESHOLD
+    sheet_tiles: Count = 12
+    save_every: Positive = 500
+    log_every: Positive = 50
     tensorboard: bool = True
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("images_per_batch", 1),
-            ("expressions_per_image", 1),
-            ("accumulate", 1),
-            ("epochs", 1),
-            ("save_every", 1),
-            ("log_every", 1),
-            ("seed", 0),
-            ("workers", 0),
-            ("warmup_steps", 0),
-            ("validate_every", 0),
-            ("val_images", 0),
-            ("sheet_tiles", 0),
-        ):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} must be at least {least}, not {getattr(self, name)}")
-        for name, most in (("weight_decay", 1.0), ("clip_norm", float("inf"))):
-            if not 0.0 <= getattr(self, name) <= most:
-                raise InputError(f"{name} must be 0 to {most:g}, not {getattr(self, name)}")
-        for name in ("threshold", "backbone_factor", "decay_factor", "final_factor"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise InputError(f"{name} must be 0 to 1, not {getattr(self, name)}")
-        if not 0.0 < self.learning_rate < 1.0:
-            raise InputError(f"learning_rate must be in (0, 1), not {self.learning_rate}")
-        if not 0.0 <= self.ema < 1.0:
-            raise InputError(f"ema must be 0 (none) or a decay below 1, not {self.ema}")
+        if self.precision not in AUTOCAST:
+            raise InputError(f"precision is {self.precision}, expected {_COMPUTES}")
         if self.clip is not None and self.init is not None:
             raise InputError("clip and init both give the weights to start from: drop one")
         if self.compile and self.recompute:
@@ -235,4 +201,5 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
         raise InputError(
             f"{path}: epochs and lessons both say how long: drop epochs, or set lessons=[]"
         )
-    return build(TrainConfig, values, str(path))
+    where = " ".join((str(path), "with", *overrides)) if overrides else str(path)
+    return convert(TrainConfig, values, where)

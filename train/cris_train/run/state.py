@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cris_deploy.errors import CheckpointError, TrainingError
+from cris_deploy.documents import plain
 from cris_train import checkpoint
+from cris_train.errors import CheckpointError, TrainingError
 from cris_train.run.course import Course
 from cris_train.run.learner import Learner
 from cris_train.run.recipe import TrainConfig
-from cris_train.settings import differences, plain
+from cris_train.settings import differences
 
 LAST, BEST = "last.pth", "best.pth"
 # What may change between one part of a run and the next: numbers do not depend on it, rounding

@@ -28,7 +28,7 @@ from cris_train.synthetic.scenes import Colour, Scene, SceneObject, Shape, Size
 _T = TypeVar("_T")
 
 
-class Kind(StrEnum):
+class ExpressionKind(StrEnum):
     """What an expression needs beyond colour and shape."""
 
     PLAIN = "plain"
@@ -108,15 +108,15 @@ class Expression:
     anchor: Phrase | None = None
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> ExpressionKind:
         """The class this expression is counted in."""
         if isinstance(self.qualifier, Position):
-            return Kind.POSITION
+            return ExpressionKind.POSITION
         if isinstance(self.qualifier, Superlative):
-            return Kind.SUPERLATIVE
+            return ExpressionKind.SUPERLATIVE
         if isinstance(self.qualifier, Relation):
-            return Kind.RELATION
-        return Kind.PLAIN if self.phrase.size is None else Kind.SIZE
+            return ExpressionKind.RELATION
+        return ExpressionKind.PLAIN if self.phrase.size is None else ExpressionKind.SIZE
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Description:
     """A sentence about one object of a scene, and the class it is counted in."""
 
     text: str
-    kind: Kind
+    kind: ExpressionKind
 
 
 def referent(expression: Expression, scene: Scene) -> int | None:
@@ -260,7 +260,7 @@ def word(expression: Expression, rng: np.random.Generator) -> str:
 def describe(scene: Scene, target: int, rng: np.random.Generator) -> tuple[Description, ...]:
     """Draw distinct unambiguous sentences about object `target`: at most one of each kind but
     relations, of which there may be two. An object without any distinguishing trait gets none."""
-    wanted = (*Kind, Kind.RELATION)
+    wanted = (*ExpressionKind, ExpressionKind.RELATION)
     found: dict[str, Description] = {}
     for kind in wanted:
         for attempt in range(DRAWS):
@@ -287,14 +287,17 @@ def _needed(expression: Expression, scene: Scene) -> bool:
     return True
 
 
-def _draw(kind: Kind, scene: Scene, target: int, rng: np.random.Generator) -> Expression | None:
-    sized = {Kind.PLAIN: 0.0, Kind.SIZE: 1.0, Kind.SUPERLATIVE: 0.0}.get(kind, 0.25)
+def _draw(
+    kind: ExpressionKind, scene: Scene, target: int, rng: np.random.Generator
+) -> Expression | None:
+    never = (ExpressionKind.PLAIN, ExpressionKind.SUPERLATIVE)
+    sized = 0.0 if kind in never else 1.0 if kind is ExpressionKind.SIZE else 0.25
     phrase = _draw_phrase(scene.objects[target], sized, rng)
-    if kind is Kind.POSITION:
+    if kind is ExpressionKind.POSITION:
         return Expression(phrase, _pick(rng, tuple(Position)))
-    if kind is Kind.SUPERLATIVE:
+    if kind is ExpressionKind.SUPERLATIVE:
         return Expression(phrase, _pick(rng, tuple(Superlative)))
-    if kind is Kind.RELATION:
+    if kind is ExpressionKind.RELATION:
         anchor = int(rng.integers(len(scene.objects)))
         if anchor == target:
             return None

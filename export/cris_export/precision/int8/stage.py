@@ -38,8 +38,8 @@ RELEASED = "calibration_noise"
 
 
 @dataclass
-class _Stage:
-    """One stage on its way.
+class _Calibrated:
+    """One stage that was calibrated, and how much of it is quantised.
 
     Attributes:
         name: Which.
@@ -120,7 +120,7 @@ def to_int8(
     return kept, Quantisation(EXACT_LEVELS, correlation, min_correlation)
 
 
-def _calibrate(name: GraphName, model: ir.Model, reference: Reference) -> _Stage:
+def _calibrate(name: GraphName, model: ir.Model, reference: Reference) -> _Calibrated:
     path, feeds = reference.graph(name), reference.feeds[name]
     fold_weight_slices(model)
     moves = find_moves(model)
@@ -141,7 +141,7 @@ def _calibrate(name: GraphName, model: ir.Model, reference: Reference) -> _Stage
     rounded = round_weights(sites, seen)
     for observation in seen.values():
         observation.products = None  # a tenth of a gigabyte that nothing reads any more
-    return _Stage(name, path, seen, rounded, sorted(noise, key=lambda site: -noise[site]))
+    return _Calibrated(name, path, seen, rounded, sorted(noise, key=lambda site: -noise[site]))
 
 
 class _Judge:

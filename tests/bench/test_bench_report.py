@@ -1,21 +1,21 @@
 """Tables of a record, on a terminal and in Markdown."""
 
 import dataclasses
-import math
 
 import pytest
 
-from cris_bench.record.schema import BundleFacts, Ceiling, Parity, Record, Scope, StageWork
-from cris_bench.report.layout import Table, to_markdown, to_text
+from cris_bench.record.rows import NotFinite, Scope
+from cris_bench.record.schema import BundleFacts, Ceiling, Parity, Record, StageWork
 from cris_bench.report.reached import reached
-from cris_bench.report.table import aligned, markdown, tables, terminal
+from cris_bench.report.section import Section, aligned, to_markdown, to_text
+from cris_bench.report.summary import markdown, sections, terminal
 from tests.stand_ins.fake_record import machine, ours, record, row, whole_record
 
 
 def _table(found: Record, title: str) -> list[dict[str, str]]:
     """Cells by heading of one of the record's tables."""
-    table = next(table for table in tables(found) if table.title == title)
-    return [dict(zip(table.columns, cells, strict=True)) for cells in table.rows]
+    section = next(section for section in sections(found) if section.title == title)
+    return [dict(zip(section.columns, cells, strict=True)) for cells in section.rows]
 
 
 def test_network_table_has_the_paper_beside_it() -> None:
@@ -44,7 +44,7 @@ def test_columns_without_cells_are_left_out() -> None:
 
 
 def test_a_scope_that_was_not_measured_has_no_table() -> None:
-    titles = [table.title for table in tables(record())]
+    titles = [section.title for section in sections(record())]
     assert titles == ["cris-bench", "Network only", "Bundles"]
 
 
@@ -71,7 +71,7 @@ def test_parity_is_marked(parity: Parity, remark: str | None) -> None:
 
 
 def test_an_error_that_is_not_finite_is_said() -> None:
-    cells = _table(record(row(logit_error=0.0), ours(logit_error=math.nan)), "Network only")
+    cells = _table(record(row(logit_error=0.0), ours(logit_error=NotFinite.NAN)), "Network only")
     assert [row["logit error"] for row in cells] == ["0.0e+00", "not finite"]
 
 
@@ -131,7 +131,7 @@ def test_the_heading_says_what_ran_on_what() -> None:
 
 def test_every_scope_has_words() -> None:
     for scope in Scope:
-        assert len(tables(record(ours(scope=scope)))) == 3
+        assert len(sections(record(ours(scope=scope)))) == 3
 
 
 def test_numbers_have_the_decimals_that_the_smallest_wants() -> None:
@@ -142,12 +142,14 @@ def test_numbers_have_the_decimals_that_the_smallest_wants() -> None:
 
 
 def test_layout() -> None:
-    table = Table(
+    section = Section(
         "T", ("Above.",), ("a", "n", "w"), (("x|y", "1", "z"),), frozenset({"w"}), ("E.",)
     )
-    assert to_markdown([table]).splitlines() == [
+    assert to_markdown([section]).splitlines() == [
         *("## T", "", "Above.", ""),
-        *("| a | n | w |", "| :-- | --: | :-- |", "| x\\|y | 1 | z |"),
+        *("| a    |   n | w   |", "|:-----|----:|:----|", "| x\\|y |   1 | z   |"),
         *("", "E."),
     ]
-    assert to_text([table]).splitlines() == ["T", "Above.", "a    n  w", "x|y  1  z", "E."]
+    assert to_text([section]).splitlines() == [
+        *("T", "Above.", "a      n  w", "x|y    1  z", "E."),
+    ]

@@ -21,16 +21,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Condition, Thread
 from types import TracebackType
-from typing import Final, Generic, TypeVar, overload
+from typing import Final, overload
 
 from cris_deploy import arguments
+from cris_deploy.engine import Engine
 from cris_deploy.errors import BusyError, EngineTimeoutError, InputError
+from cris_deploy.execution.backends import Device
 from cris_deploy.execution.cache import PixelKey
-from cris_deploy.execution.executor import Decoded
 from cris_deploy.execution.steps import Picture, Prompt, Steps
 from cris_deploy.pixels.image import ImageInput
-
-_T = TypeVar("_T")
+from cris_deploy.results.segmentation import Segmentation
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,15 @@ class Limits:
     pairs: int
     delay: float = 0.0
     waiting: int = 256
+
+    @classmethod
+    def of(cls, device: Device) -> "Limits":
+        """Give the limits that suit a device.
+
+        On a CPU a batch of images costs what its parts do, so it is kept short for the sake of
+        those that wait for all of it. On a GPU these have not been measured.
+        """
+        return cls(4, 16) if device is Device.CPU else cls(8, 32, delay=0.002)
 
     def __post_init__(self) -> None:
         for name in ("images", "pairs", "waiting"):
@@ -77,67 +86,67 @@ class Counts:
 
 
 @dataclass(eq=False, slots=True)
-class _Request(Generic[_T]):
-    future: "Future[list[_T]]"
+class _Request:
+    future: "Future[list[Segmentation]]"
     prompts: list[Prompt]
     deadline: float
     timeout: float | None
-    results: dict[int, _T] = field(default_factory=dict)
+    results: dict[int, Segmentation] = field(default_factory=dict)
 
 
 @dataclass(eq=False, slots=True)
-class _Waiting(Generic[_T]):
+class _Waiting:
     """A request whose picture is decoded; the first `taken` prompts are in a batch, or were."""
 
-    request: _Request[_T]
+    request: _Request
     picture: Picture
     key: PixelKey
     taken: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class _Part(Generic[_T]):
+class _Part:
     """Some of a request's prompts, from `start` on, for one batch."""
 
-    request: _Request[_T]
+    request: _Request
     key: PixelKey
     start: int
     prompts: list[Prompt]
 
 
-class Batcher(Generic[_T]):
+class Batcher:
     """Segments for many callers at once; see the module for how.
 
     Args:
-        steps: An engine's. It stays the caller's, who closes it after the batcher.
-        result: What becomes of a mask that was decoded for an expression.
-        limits: Of batches and of what waits.
-        workers: Batches that may run at once: the engine's streams.
+        engine: With which, or its steps. It stays the caller's, who closes it after the batcher.
+        limits: Of batches and of what waits; None takes `Limits.of` the engine's device.
+        workers: Batches that may run at once; None for the engine's streams.
         decode_threads: Images that are decoded at once.
         on_run: Told of every run: "encode" (images) or "segment" (pairs), seconds, how many.
     """
 
     def __init__(
         self,
-        steps: Steps,
-        result: Callable[[Decoded, Prompt], _T],
-        limits: Limits,
+        engine: Engine | Steps,
+        limits: Limits | None = None,
         *,
-        workers: int = 1,
+        workers: int | None = None,
         decode_threads: int = 4,
         on_run: Callable[[str, float, int], None] | None = None,
     ) -> None:
+        info = engine.info if isinstance(engine, Engine) else None
+        if workers is None:
+            workers = 1 if info is None else info.streams
         workers = arguments.whole("workers", workers, 1, arguments.MOST_THREADS)
         decode_threads = arguments.whole(
             "decode_threads", decode_threads, 1, arguments.MOST_THREADS
         )
-        self._steps: Final = steps
-        self._result: Final = result
+        self._steps: Final = engine.pipeline if isinstance(engine, Engine) else engine
         self._on_run: Final = on_run
-        self.limits: Final = limits
+        self.limits: Final = limits or Limits.of(Device.CPU if info is None else info.device)
         self._changed: Final = Condition()
-        self._queue: deque[_Waiting[_T]] = deque()
-        self._open: set[_Request[_T]] = set()
+        self._queue: deque[_Waiting] = deque()
+        self._open: set[_Request] = set()
         self._counts: Final = dict.fromkeys(Counts.__dataclass_fields__, 0)
         self._closing = False  # no more requests
         self._complete = False  # and none that is still being decoded
@@ -155,7 +164,7 @@ class Batcher(Generic[_T]):
         expression: str | Sequence[str],
         *,
         timeout: float | None = None,
-    ) -> "Future[list[_T]]":
+    ) -> "Future[list[Segmentation]]":
         """Ask for the masks of one image, and go on: the future has one result per expression.
 
         A future that is cancelled, or whose `timeout` in seconds is over before a run with it
@@ -172,7 +181,7 @@ class Batcher(Generic[_T]):
             raise InputError(f"timeout is {timeout}: give seconds above 0, or None for no end")
         prompts = self._steps.read_expressions(expression)
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        request: _Request[_T] = _Request(Future(), prompts, deadline, timeout)
+        request = _Request(Future(), prompts, deadline, timeout)
         with self._changed:
             if self._closing:
                 raise InputError("batcher is closed: make a new Batcher")
@@ -192,7 +201,7 @@ class Batcher(Generic[_T]):
     @overload
     async def segment(  # type: ignore[overload-overlap]
         self, image: ImageInput | Picture, expression: str, *, timeout: float | None = None
-    ) -> _T: ...
+    ) -> Segmentation: ...
     @overload
     async def segment(
         self,
@@ -200,14 +209,14 @@ class Batcher(Generic[_T]):
         expression: Sequence[str],
         *,
         timeout: float | None = None,
-    ) -> list[_T]: ...
+    ) -> list[Segmentation]: ...
     async def segment(
         self,
         image: ImageInput | Picture,
         expression: str | Sequence[str],
         *,
         timeout: float | None = None,
-    ) -> _T | list[_T]:
+    ) -> Segmentation | list[Segmentation]:
         """Segment as `Engine.segment` does, from a coroutine; cancelling it cancels the request.
 
         Raises what `submit` and its future do; an EngineTimeoutError comes on time, also while a
@@ -241,7 +250,7 @@ class Batcher(Generic[_T]):
         for worker in self._workers:
             worker.join()
 
-    def __enter__(self) -> "Batcher[_T]":
+    def __enter__(self) -> "Batcher":
         return self
 
     def __exit__(
@@ -252,7 +261,7 @@ class Batcher(Generic[_T]):
     ) -> None:
         self.close()
 
-    def _let_go(self, request: _Request[_T]) -> None:
+    def _let_go(self, request: _Request) -> None:
         future = request.future
         with self._changed:
             self._open.discard(request)
@@ -264,7 +273,7 @@ class Batcher(Generic[_T]):
                 outcome = "late" if isinstance(error, EngineTimeoutError) else "failed"
             self._counts[outcome] += 1
 
-    def _prepare(self, request: _Request[_T], image: ImageInput) -> None:
+    def _prepare(self, request: _Request, image: ImageInput) -> None:
         if _given_up(request):
             return
         try:
@@ -275,7 +284,7 @@ class Batcher(Generic[_T]):
         with self._changed:
             self._enqueue(request, picture)
 
-    def _enqueue(self, request: _Request[_T], picture: Picture) -> None:
+    def _enqueue(self, request: _Request, picture: Picture) -> None:
         if not request.prompts:
             _settle(request.future, [])
             return
@@ -304,13 +313,13 @@ class Batcher(Generic[_T]):
                 return
             self._changed.wait(left)
 
-    def _take(self) -> tuple[dict[PixelKey, Picture], list[_Part[_T]], list[_Request[_T]]]:
+    def _take(self) -> tuple[dict[PixelKey, Picture], list[_Part], list[_Request]]:
         """Take a batch from the queue, in its order; an image that is in it already is free."""
         pictures: dict[PixelKey, Picture] = {}
-        parts: list[_Part[_T]] = []
-        given_up: list[_Request[_T]] = []
-        passed_over: list[_Waiting[_T]] = []
-        unfinished: list[_Waiting[_T]] = []
+        parts: list[_Part] = []
+        given_up: list[_Request] = []
+        passed_over: list[_Waiting] = []
+        unfinished: list[_Waiting] = []
         room = self.limits.pairs
         while self._queue and room:
             entry = self._queue.popleft()
@@ -331,7 +340,7 @@ class Batcher(Generic[_T]):
         self._queue.extend(unfinished)
         return pictures, parts, given_up
 
-    def _run(self, pictures: dict[PixelKey, Picture], parts: list[_Part[_T]]) -> None:
+    def _run(self, pictures: dict[PixelKey, Picture], parts: list[_Part]) -> None:
         try:
             with self._counted("image", "encode", len(pictures)):
                 encoded = self._steps.encode_pictures(list(pictures.values()))
@@ -343,10 +352,11 @@ class Batcher(Generic[_T]):
             if not pairs:
                 return
             with self._counted("pair", "segment", len(pairs)):
-                masks = self._steps.decode_masks(
-                    [scene for scene, _ in pairs], [p for _, p in pairs]
+                decoded = self._steps.decode_masks(
+                    [scene for scene, _ in pairs], [prompt for _, prompt in pairs]
                 )
-            found = iter([self._result(m, p) for m, (_, p) in zip(masks, pairs, strict=True)])
+            masks = zip(decoded, (prompt for _, prompt in pairs), strict=True)
+            found = iter([Segmentation.of(*item) for item in masks])
         except Exception as error:
             for part in parts:
                 _settle(part.request.future, error)
@@ -370,7 +380,7 @@ class Batcher(Generic[_T]):
             self._on_run(stage, seconds, size)
 
 
-def _given_up(request: _Request[_T]) -> bool:
+def _given_up(request: _Request) -> bool:
     """Whether nobody waits for it any more; one that is late is told."""
     if not request.future.done() and time.monotonic() > request.deadline:
         _settle(request.future, _late(request.timeout))
@@ -383,7 +393,7 @@ def _late(timeout: float | None) -> EngineTimeoutError:
     )
 
 
-def _settle(future: "Future[list[_T]]", outcome: list[_T] | Exception) -> None:
+def _settle(future: "Future[list[Segmentation]]", outcome: list[Segmentation] | Exception) -> None:
     try:
         if isinstance(outcome, Exception):
             future.set_exception(outcome)
