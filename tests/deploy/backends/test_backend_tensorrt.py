@@ -105,7 +105,7 @@ def test_version_compatible_plans_load_if_their_code_may_run(machine):
     remove_plans(machine)
     write_plans(machine.bundle, version_compatible=True)
     with pytest.raises(
-        BackendError, match=r"machine code.*allow_plan_code=True if you trust.*cris-export"
+        BackendError, match=r"machine code.*allow_plan_code=True\).* if you trust.*cris-export"
     ):
         machine.engine("tensorrt")
     assert machine.tensorrt.loads == 0
