@@ -11,16 +11,14 @@ How good is good enough lies in `gate.py`.
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cris_deploy.arguments import fraction_or_none, shown
-from cris_deploy.bundle.arrays import read_arrays
 from cris_deploy.bundle.fingerprints import ChangedWeight, changed_weights
 from cris_deploy.bundle.manifest import (
     GraphName,
@@ -28,33 +26,27 @@ from cris_deploy.bundle.manifest import (
     Proof,
     Route,
     RouteParity,
-    Sample,
     StageParity,
-    TensorSpec,
 )
 from cris_deploy.bundle.reading import Bundle
 from cris_deploy.engine import Engine
-from cris_deploy.errors import BackendError, BundleError, InputError
+from cris_deploy.errors import BackendError, InputError
 from cris_deploy.execution.backends import AUTO, Choice, Device, Graph, close_graphs, load_graphs
 from cris_deploy.machine.cpu import this_cpu
 from cris_deploy.pixels import image as images
-from cris_deploy.pixels.mask import Mask, mask_from_logits, overlap
+from cris_deploy.pixels.mask import mask_from_logits
 from cris_deploy.proof.deviation import Deviation, finite
 from cris_deploy.proof.gate import (
     Bound,
     SampleCheck,
     budget_of,
     check_logit_budget,
-    is_visible,
     judge,
     route_parities,
     visible_share,
 )
+from cris_deploy.proof.references import ENCODERS, Reference, Tensors, read_references
 from cris_deploy.words.tokenizer import Tokenizer, TruncationWarning
-
-_Tensors: TypeAlias = dict[str, NDArray[Any]]
-
-_ENCODERS: Final = (GraphName.IMAGE_ENCODER, GraphName.TEXT_ENCODER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +134,7 @@ def check(
     min_iou = fraction_or_none("min_iou", min_iou, "the budget it was exported with")
     check_logit_budget(max_logit_error)
     opened = Bundle.open(bundle, verify)
-    references = _read_references(opened)
+    references = read_references(opened)
     unproved = []
     with Engine(
         opened,
@@ -217,72 +209,7 @@ def _changed_weights(bundle: Bundle, routes: Sequence[RouteParity]) -> tuple[Cha
     return changed_weights(bundle.path, files, recorded)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Reference:
-    """A sample with FP32 PyTorch's answer, and its features if the bundle holds them."""
-
-    sample: Sample
-    path: Path
-    logits: NDArray[np.float32]
-    mask: Mask
-    visible: bool
-    scene: _Tensors | None
-    text: _Tensors | None
-
-    def compare(self, route: Route, mask: Mask, logits: NDArray[np.float32]) -> SampleCheck:
-        # Over their deviation, not their size: where all logits are about -5, an error of one in
-        # five is no small one.
-        spread = self.logits - self.logits.mean(dtype=np.float64)
-        error = Deviation.of(logits, self.logits, scale=spread)
-        return SampleCheck(
-            route,
-            self.path.name,
-            self.sample.expression,
-            overlap(mask, self.mask).iou,
-            finite(error.largest),
-            finite(error.relative),
-            float(self.mask.mean()),
-            self.visible,
-        )
-
-
-def _read_references(bundle: Bundle) -> list[_Reference]:
-    model = bundle.manifest.model
-    if not bundle.manifest.samples:
-        raise BundleError(f"bundle {bundle.path} has no samples to check with: export it again")
-    scene_specs, text_specs = (bundle.manifest.graphs[name].outputs for name in _ENCODERS)
-    scenes: dict[str, _Tensors] = {}
-    references = []
-    for sample in bundle.manifest.samples:
-        if sample.scene is not None and sample.scene not in scenes:
-            scenes[sample.scene] = _read_features(bundle, sample.scene, scene_specs)
-        logits = bundle.sample_logits(sample)
-        mask = mask_from_logits(
-            logits, sample.height, sample.width, model.input_size, model.threshold
-        )
-        scene = None if sample.scene is None else scenes[sample.scene]
-        text = None if sample.text is None else _read_features(bundle, sample.text, text_specs)
-        path = bundle.sample_image(sample)
-        visible = is_visible(logits, mask, model.input_size, model.threshold)
-        references.append(_Reference(sample, path, logits, mask, visible, scene, text))
-    return references
-
-
-def _read_features(bundle: Bundle, name: str, specs: Iterable[TensorSpec]) -> _Tensors:
-    """Read a stage's outputs for one image or expression: first axis 1, no types of the graph."""
-    try:
-        shapes = {
-            spec.name: (1, *(size for size in spec.shape[1:] if isinstance(size, int)))
-            for spec in specs
-        }
-        return read_arrays(bundle.path / name, shapes)
-    except (OSError, ValueError) as error:
-        raise BundleError(
-            f"bundle {bundle.path}: {name} cannot be read ({error}): export it again"
-        ) from None
-
-
-def _by_stages(engine: Engine, references: Sequence[_Reference]) -> list[SampleCheck]:
+def _by_stages(engine: Engine, references: Sequence[Reference]) -> list[SampleCheck]:
     """Every sample as a caller of the engine gets it."""
     checks = []
     with warnings.catch_warnings():
@@ -294,7 +221,7 @@ def _by_stages(engine: Engine, references: Sequence[_Reference]) -> list[SampleC
 
 
 def _by_full_graph(
-    bundle: Bundle, graph: Graph, references: Sequence[_Reference], batch_size: int
+    bundle: Bundle, graph: Graph, references: Sequence[Reference], batch_size: int
 ) -> list[SampleCheck]:
     """Every sample by the full graph, so many at a time."""
     model = bundle.manifest.model
@@ -314,20 +241,20 @@ def _by_full_graph(
 
 
 def _prove_stages(
-    bundle: Bundle, engine: Engine, references: Sequence[_Reference]
+    bundle: Bundle, engine: Engine, references: Sequence[Reference]
 ) -> tuple[StageParity, ...]:
     """Each stage on FP32 PyTorch's inputs, for the samples that have them."""
     steps = engine.pipeline
     graphs = steps.stages  # those that serve: a second set would need the memory again
-    image_encoder, text_encoder = (graphs[name] for name in _ENCODERS)
+    image_encoder, text_encoder = (graphs[name] for name in ENCODERS)
     mask_decoder = graphs[GraphName.MASK_DECODER]
     inputs = bundle.manifest.graphs[GraphName.MASK_DECODER].inputs
     types = {spec.name: np.dtype(spec.dtype.value) for spec in inputs}
-    scenes: dict[Path, _Tensors] = {}
+    scenes: dict[Path, Tensors] = {}
     own: dict[GraphName, list[Deviation]] = {}
     effect: dict[GraphName, list[Deviation]] = {}
 
-    def decode(text: _Tensors, scene: _Tensors) -> NDArray[np.float32]:
+    def decode(text: Tensors, scene: Tensors) -> NDArray[np.float32]:
         with np.errstate(over="ignore"):  # what float16 cannot hold shows as infinity
             typed = {name: value.astype(types[name]) for name, value in (text | scene).items()}
         logits = mask_decoder.run(typed)["logits"]
@@ -371,6 +298,6 @@ def _prove_stages(
     )
 
 
-def _deviation(found: _Tensors, reference: _Tensors) -> Deviation:
+def _deviation(found: Tensors, reference: Tensors) -> Deviation:
     """The worst of a stage's outputs."""
     return Deviation.worst(Deviation.of(found[name], reference[name]) for name in reference)

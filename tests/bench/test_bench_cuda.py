@@ -19,7 +19,6 @@ from cris_bench.record.file import read_record
 from cris_bench.record.rows import Scope
 from cris_bench.scopes.inputs import random_image, random_tokens
 from cris_bench.scopes.races import Field, Results, Shape, race, stage_medians
-from cris_deploy import Engine
 from cris_deploy.bundle.manifest import GraphName
 from cris_deploy.bundle.reading import MANIFEST
 from cris_deploy.errors import BackendError, InputError
@@ -29,15 +28,12 @@ from tests.stand_ins.fake_machine import Machine, machine
 
 __all__ = ["machine"]
 
+pytestmark = pytest.mark.filterwarnings("ignore::cris_deploy.words.tokenizer.TruncationWarning")
+
 GPU = Place(Device.CUDA)
 BACKENDS = (BackendName.ONNXRUNTIME, BackendName.TENSORRT, BackendName.TENSORRT_RTX)
 MULTIPLY_ADDS = 7
 KERNEL = 1e-3  # seconds, of the stand-in's clock
-
-
-@pytest.fixture(autouse=True)
-def silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Engine, "_warn", lambda *_: None)
 
 
 def ways(machine: Machine) -> list[Way]:

@@ -1,0 +1,79 @@
+"""Weights that are not those that were exported, and those that cannot be read."""
+
+import numpy as np
+import onnx
+import pytest
+
+from cris_deploy.bundle.fingerprints import fingerprint
+from cris_deploy.bundle.manifest import GraphName
+from cris_deploy.errors import BundleError
+from cris_deploy.proof.gate import (
+    Bound,
+)
+from tests.helpers import tiny_bundle as tiny
+from tests.helpers.tiny_check import STAGE_WEIGHTS, run_check
+
+
+@pytest.mark.parametrize("stage", list(STAGE_WEIGHTS))
+@pytest.mark.parametrize("noise", [0.05, 1e-7])
+def test_a_weight_that_changed_after_the_export_names_its_layer(own_bundle, stage, noise):
+    """However little: what the logits do not show, the weight's own hash does."""
+    random = np.random.default_rng(0)
+    tensor = STAGE_WEIGHTS[stage]
+    tiny.change_weights(
+        own_bundle, tensor, lambda w: w * random.normal(1, noise, w.shape), recorded=False
+    )
+    report = run_check(own_bundle)
+    assert report.missed is (Bound.MASK_IOU if noise == 0.05 else Bound.WEIGHTS)
+    (changed,) = report.changed  # of the full graph, which has the same, it is not said again
+    assert (changed.graph, changed.tensor) == (stage, tensor)
+    layer = {"mix4": "Conv node_c4", "embedding": "Gather node_embedded"}.get(
+        tensor, "MatMul node_kernel"
+    )
+    assert changed.layer == layer
+    assert f"the weights of {layer} of {stage} ({tensor})" in report.problem
+    # Without the hashes the weights are looked at if something else is wrong.
+    unverified = run_check(own_bundle, verify=False)
+    assert unverified.changed == (report.changed if noise == 0.05 else ())
+
+
+def test_weights_that_are_gone_or_new_are_changed(own_bundle):
+    path = own_bundle / "mask_decoder.onnx"
+    graph = onnx.load(path, load_external_data=False)
+    (one,) = [tensor for tensor in graph.graph.initializer if tensor.name == "one"]
+    one.name = "unit"
+    (node,) = [node for node in graph.graph.node if "one" in node.input]
+    node.input[0] = "unit"
+    onnx.save(graph, path)
+    tiny.rehash(own_bundle)
+    report = run_check(own_bundle)
+    assert report.missed is Bound.WEIGHTS
+    assert {(str(weight), weight.graph) for weight in report.changed} == {
+        ("Sub node_kept of mask_decoder (unit)", GraphName.MASK_DECODER),
+        ("no layer of mask_decoder (one)", GraphName.MASK_DECODER),
+    }
+    assert "and 1 more are not those that were exported" in report.problem
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[: len(data) // 2],
+        lambda data: b"\x00\xff" + data,
+        lambda data: data.replace(b"weights.bin", b"/etc/passwd"),
+        lambda data: data.replace(b"weights.bin", b"absent_file"),
+    ],
+    ids=["cut", "no-onnx", "elsewhere", "missing"],
+)
+def test_graphs_whose_weights_cannot_be_read(own_bundle, damage):
+    path = own_bundle / "mask_decoder.onnx"
+    path.write_bytes(damage(path.read_bytes()))
+    files = {name: f"{name}.onnx" for name in GraphName}
+    with pytest.raises(BundleError, match="export it again"):
+        fingerprint(own_bundle, files)
+
+
+def test_weights_beyond_their_file(own_bundle):
+    (own_bundle / "weights.bin").write_bytes(b"\x00" * 100)
+    with pytest.raises(BundleError, match=r"weights\.bin.*bytes from"):
+        fingerprint(own_bundle, {GraphName.FULL: "full.onnx"})
