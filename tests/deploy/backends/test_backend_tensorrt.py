@@ -140,7 +140,7 @@ def test_a_run_that_raises_empties_the_caches(machine):
         machine.tensorrt.raises["execute_async_v3"] = RuntimeError("it threw")
         with pytest.raises(BackendError, match="failed to run: it threw"):
             engine.segment(IMAGE[:20], "b")
-        assert engine.pipeline.cached == (0, 0)
+        assert [cache.kept for cache in engine.pipeline.caches] == [0, 0]
         np.testing.assert_allclose(engine.segment(IMAGE, "a").logits, expected.logits, atol=1e-4)
     machine.check()
 

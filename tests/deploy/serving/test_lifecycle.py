@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +171,7 @@ def test_a_killed_worker_is_not_noticed_behind_haproxy(
             with load(url, picture, 4) as outcomes:
                 for _ in range(3):
                     wait_for(outcomes, 30)
-                    os.kill(workers(server.process.pid)[0], signal.SIGKILL)
+                    os.kill(workers(server.process.pid, 2)[0], signal.SIGKILL)
                 wait_for(outcomes, 100)
             assert set(outcomes) == {200}
             # The metrics are those of all workers that live.
@@ -182,16 +182,19 @@ def test_a_killed_worker_is_not_noticed_behind_haproxy(
             proxy.wait()
 
 
-def workers(parent: int) -> list[int]:
-    """Processes that serve: uvicorn's children but for Python's own helper."""
-    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    found = [
-        int(child)
-        for child in children
-        if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
-    ]
-    assert found
-    return found
+def workers(parent: int, count: int) -> list[int]:
+    """Processes that serve: uvicorn's children but for Python's own helper. Waits for so many."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        found = []
+        for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+            with suppress(OSError):  # it has ended
+                if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    found.append(int(child))
+        if len(found) == count:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"there are not {count} workers")
 
 
 def test_a_client_that_goes_away_ends_the_work() -> None:
