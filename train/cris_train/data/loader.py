@@ -19,6 +19,8 @@ from cris_train.data.rows import Part, Request, Row, Rows, gather, generator, on
 
 # Batches that each worker prepares ahead: so many and the one in use are in memory.
 PREFETCH = 2
+# What it is to take a batch over from a worker that has just ended.
+LOST = (ConnectionError, EOFError, FileNotFoundError)
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,8 @@ class Feed:
                     part = next(parts)
                 except StopIteration:
                     return
+                except LOST as error:
+                    raise _ended(error, self._plan.workers) from error
             yield part
 
     def _rows(self, epoch: int, start: int) -> list[list[Request]]:
@@ -184,10 +188,14 @@ def lost_workers_named(workers: int) -> Iterator[None]:
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
-        raise DataError(
-            f"a process that reads pictures ended ({error}): memory is the usual reason, lower "
-            f"workers (now {workers}) or images_per_batch"
-        ) from error
+        raise _ended(error, workers) from error
+
+
+def _ended(error: Exception, workers: int) -> DataError:
+    return DataError(
+        f"a process that reads pictures ended ({error}): memory is the usual reason, lower "
+        f"workers (now {workers}) or images_per_batch"
+    )
 
 
 class _Order:
