@@ -12,7 +12,8 @@ PAGES = sorted(
     if page.name != "CHANGELOG.md"
 )
 # Where a path in backticks may start: a README speaks of its own folder.
-STARTS = ("", "export", "train", "benchmarks", "cris_deploy", "docs")
+PACKAGES = ("export/cris_export", "train/cris_train", "benchmarks/cris_bench", "cris_deploy")
+STARTS = ("", "export", "train", "benchmarks", "docs", *PACKAGES)
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 PATH = re.compile(r"`((?:[\w.+-]+/)+[\w.+-]*\.(?:py|md|json|jsonl|ya?ml|cpp|cu|h|png|toml|sh))`")
 

@@ -45,6 +45,6 @@ frontend cris
 
 backend workers
     http-reuse safe
-    # Not checked: there is no other server to turn to, and a worker is started again within seconds.
+    # Not checked: there is no other to turn to, and a worker is started again within seconds.
     server cris 127.0.0.1:{port} maxconn {64 * workers}
 """

@@ -41,14 +41,13 @@ from cris_export.proof.samples import Answer, SampleSource
 from cris_export.write import BundleWriter
 from cris_train import checkpoint as checkpoints
 from cris_train.checkpoint import Checkpoint
+from cris_train.data.target import THRESHOLD
 from cris_train.model import Cris
 
 # Of the bundle's folder while it is written: float32 graphs to measure on.
 SCRATCH = ".float32"
 # A pair costs a second or two at full size; a hundred show the ranges as well as a thousand.
 MOST_CALIBRATION = 128
-# The paper and the reference cut probabilities here.
-THRESHOLD = 0.35
 VERSIONS_OF = ("cris-deploy", "torch", "open_clip_torch", "onnx", "onnxscript", "onnxruntime")
 
 _REMEDIES = {
