@@ -25,6 +25,7 @@ SUBCOMMANDS: Final = {
     "compare": "cris_bench.report.compare",
     "report": "cris_bench.report.document",
     "serve": "cris_bench.scopes.serving",
+    "video": "cris_bench.scopes.video",
 }
 """Name -> module with its `main`, imported when it is asked for."""
 ALL: Final = "all"

@@ -164,6 +164,12 @@ def segment_video(
     return Summary(output, count, kept, time.perf_counter() - began)
 
 
+def read_frames(source: Path, most: int | None = None) -> Iterator[Pixels]:
+    """Give a video's frames, (H, W, 3) uint8 RGB. Raises ImageError for what is none."""
+    with _reading(source) as (video, _):
+        yield from _frames(video, most)
+
+
 def _drawn(pixels: Pixels, frame: Frame) -> Pixels:
     colours = [overlay.colour(index) for index in range(len(frame.results))]
     drawn = overlay.draw(pixels, [result.mask for result in frame.results], colours)
