@@ -1,11 +1,11 @@
 """Calls of many threads and coroutines, merged into batches by stage.
 
 A request's words are tokenised where it is made; its image is decoded and letterboxed by a pool of
-threads. Then it waits, in the order of arrival, for a worker, of which there are as many as the
-engine has streams. A worker takes what is waiting: images, each once, go through the image encoder
-together, then all their expressions through the mask decoder, those of one image side by side,
-since the graph takes that image's features once for all of them. A request of many expressions is
-split, and what is left of it waits behind the others.
+threads. Then it waits, in the order of arrival, for a worker, of which there are enough to keep the
+engine's streams busy. A worker takes what is waiting: images, each once, go through the image
+encoder together, then all their expressions through the mask decoder, those of one image side by
+side, since the graph takes that image's features once for all of them. A request of many
+expressions is split, and what is left of it waits behind the others.
 
 On a GPU a batch costs less than its parts, so a worker may wait a moment for company. On a CPU it
 does not: what pays there is only what several expressions of one image share.
@@ -119,7 +119,7 @@ class Batcher:
     Args:
         engine: With which, or its steps. It stays the caller's, who closes it after the batcher.
         limits: Of batches and of what waits; None takes `BatchLimits.of` the engine's device.
-        workers: Batches that may run at once; None for the engine's streams.
+        workers: Batches in hand at once; None for what suits the engine's streams.
         decode_threads: Images that are decoded at once.
     """
 
@@ -133,7 +133,9 @@ class Batcher:
     ) -> None:
         info = engine.info if isinstance(engine, Engine) else None
         if workers is None:
-            workers = 1 if info is None else info.streams
+            streams = 1 if info is None else info.streams
+            # One more than streams: while they run, it does what is before and after a run.
+            workers = streams + 1 if streams > 1 else 1
         workers = arguments.whole("workers", workers, 1, arguments.MOST_THREADS)
         decode_threads = arguments.whole(
             "decode_threads", decode_threads, 1, arguments.MOST_THREADS

@@ -1,4 +1,4 @@
-"""`cris-bench serve` and `cris-bench video`: real runs on a small bundle."""
+"""`cris-bench serve`, `batcher` and `video`: real runs on a small bundle."""
 
 import json
 from pathlib import Path
@@ -38,6 +38,18 @@ def test_serve_with_bad_input(
 ) -> None:
     assert main(["serve", str(tiny_bundle), *options]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_batcher(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "batcher.json"
+    command = ["batcher", str(tiny_bundle), "--threads", "3", "--pictures", "9", "--rounds", "2"]
+    assert main([*command, "--backend", "onnxruntime", "-o", str(output)]) == 0
+    assert "3 threads, batcher of 4" in capsys.readouterr().out
+    ways = json.loads(output.read_text())["ways"]
+    assert [way["masks"] for way in ways] == [9, 9, 9, 9, 9, 8, 8]
+    assert {len(way["seconds"]) for way in ways} == {2}
+    assert main(["batcher", str(tiny_bundle), "--threads", "0"]) == 2
+    assert "--threads is 0" in capsys.readouterr().err
 
 
 def test_video(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
