@@ -3,7 +3,7 @@
 import importlib
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any, Final, TypeVar
 
@@ -97,9 +97,11 @@ class Cuda:
         self.run(lambda: self.core.Device(index).set_current())
         try:
             yield
-        finally:
-            if self._current() != before:
-                self._driver.cuCtxSetCurrent(before)
+        except BaseException:
+            with suppress(BackendError):  # what failed first is what is told
+                self._go_back(before)
+            raise
+        self._go_back(before)
 
     def out_of_memory(self, wanted: int | None = None) -> OutOfMemoryError:
         """Make the error for a GPU that has no memory left; `wanted` is in bytes."""
@@ -113,6 +115,10 @@ class Cuda:
             f"the GPU is out of memory{asked}{left}: use smaller batches, fewer streams or smaller "
             "caches, or end other programs on it"
         )
+
+    def _go_back(self, before: int) -> None:
+        if self._current() != before:
+            self._driver.cuCtxSetCurrent(before)
 
     def _current(self) -> int:
         return int(self.call("cuCtxGetCurrent") or 0)

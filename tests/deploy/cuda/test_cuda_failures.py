@@ -11,7 +11,7 @@ import pytest
 
 from cris_deploy.bundle.plans import folder
 from cris_deploy.bundle.reading import Bundle
-from cris_deploy.errors import BackendError
+from cris_deploy.errors import BackendError, EngineTimeoutError
 from cris_deploy.execution.cuda import api
 from cris_deploy.execution.cuda.device import CudaDevice, open_device
 from cris_deploy.execution.cuda.graph import Captured
@@ -149,6 +149,15 @@ def test_a_device_that_vanishes_and_comes_back(machine, backend):
         machine.cuda.finish_all()
         same(engine.segment(IMAGE, "a"), expected[0])
     machine.check()
+
+
+def test_what_fails_on_the_way_out_does_not_hide_what_failed_before(machine):
+    cuda = api.load_cuda()
+    with pytest.raises(EngineTimeoutError, match="too late"), cuda.on_device(0):
+        machine.cuda.fail("cuCtxGetCurrent", INVALID)
+        raise EngineTimeoutError("too late")
+    with pytest.raises(BackendError, match="cuCtxGetCurrent"), cuda.on_device(0):
+        machine.cuda.fail("cuCtxGetCurrent", INVALID)
 
 
 def test_a_failure_reaches_only_its_own_call(machine):
