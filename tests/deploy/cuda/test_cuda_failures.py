@@ -153,11 +153,17 @@ def test_a_device_that_vanishes_and_comes_back(machine, backend):
 
 def test_what_fails_on_the_way_out_does_not_hide_what_failed_before(machine):
     cuda = api.load_cuda()
-    with pytest.raises(EngineTimeoutError, match="too late"), cuda.on_device(0):
-        machine.cuda.fail("cuCtxGetCurrent", INVALID)
-        raise EngineTimeoutError("too late")
-    with pytest.raises(BackendError, match="cuCtxGetCurrent"), cuda.on_device(0):
-        machine.cuda.fail("cuCtxGetCurrent", INVALID)
+
+    def leave(error: Exception | None) -> None:
+        with cuda.on_device(0):
+            machine.cuda.fail("cuCtxGetCurrent", INVALID)
+            if error is not None:
+                raise error
+
+    with pytest.raises(EngineTimeoutError, match="too late"):
+        leave(EngineTimeoutError("too late"))
+    with pytest.raises(BackendError, match="cuCtxGetCurrent"):
+        leave(None)
 
 
 def test_a_failure_reaches_only_its_own_call(machine):
