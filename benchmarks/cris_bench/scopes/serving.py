@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import importlib.util
 import json
 import socket
 import subprocess
@@ -17,7 +18,6 @@ from typing import Any, Final
 from urllib.parse import urlencode
 
 import cv2
-import httpx
 import numpy as np
 
 from cris_bench.record.machine import describe
@@ -87,6 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(given)
 
     def run() -> int:
+        for package, extra in (("httpx", "bench"), ("uvicorn", "serve")):
+            if importlib.util.find_spec(package) is None:
+                raise InputError(f"{package} is missing: pip install 'cris-deploy[{extra}]'")
         record = measure(args, tuple(given))
         if args.output is not None:
             from cris_deploy.files import write_whole
@@ -179,6 +182,8 @@ class _Server:
 
 @contextmanager
 def _server(bundle: Path, options: str) -> Iterator[_Server]:
+    import httpx
+
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
@@ -243,10 +248,12 @@ def _overhead(engine: Engine, url: str, picture: bytes, turns: int, *, known: bo
 
 
 async def _load(server: _Server, pictures: list[bytes], requests: int, clients: int) -> Load:
+    import httpx
+
     times: list[float] = []
     failed = begun = settled = 0
 
-    async def client(connection: httpx.AsyncClient) -> None:
+    async def client(connection: "httpx.AsyncClient") -> None:
         nonlocal failed, begun, settled
         while begun < requests:
             number, begun = begun, begun + 1
