@@ -24,6 +24,7 @@ SUBCOMMANDS: Final = {
     "kernels": "cris_bench.report.kernels",
     "compare": "cris_bench.report.compare",
     "report": "cris_bench.report.document",
+    "cost": "cris_bench.report.cost",
     "batcher": "cris_bench.scopes.batcher",
     "serve": "cris_bench.scopes.serving",
     "video": "cris_bench.scopes.video",
