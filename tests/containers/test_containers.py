@@ -1,7 +1,6 @@
 """Container files, looked at by their linters, and against what the server has."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
