@@ -158,7 +158,7 @@ def _add_segment(app: FastAPI, service: Service) -> None:
                     "id": answered.image_id,
                     "width": answered.picture.width,
                     "height": answered.picture.height,
-                    "kept_seconds": service.images.seconds if options.kept_images else 0,
+                    "kept_seconds": options.kept_seconds if options.kept_images else 0,
                 },
                 "results": [described(result) for result in answered.results],
             }

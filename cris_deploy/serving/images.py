@@ -21,7 +21,7 @@ class ImageStore:
 
     def __init__(self, most: int, seconds: float) -> None:
         self._most: Final = most
-        self.seconds: Final = seconds
+        self._seconds: Final = seconds
         self._pictures: OrderedDict[str, tuple[float, Picture]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -31,7 +31,7 @@ class ImageStore:
         """Keep a picture; the one unused for longest goes when there are too many."""
         if not self._most:
             return
-        self._pictures[identity] = (time.monotonic() + self.seconds, picture)
+        self._pictures[identity] = (time.monotonic() + self._seconds, picture)
         self._pictures.move_to_end(identity)
         self._drop()
 
@@ -43,10 +43,6 @@ class ImageStore:
             return None
         self.put(identity, entry[1])
         return entry[1]
-
-    def clear(self) -> None:
-        """Forget all."""
-        self._pictures.clear()
 
     def _drop(self) -> None:
         now = time.monotonic()

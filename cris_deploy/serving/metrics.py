@@ -1,7 +1,6 @@
 """What Prometheus is told; over all worker processes if there are several."""
 
 import os
-from threading import Lock
 from typing import Final
 
 from prometheus_client import (
@@ -28,8 +27,6 @@ class Metrics:
     """The numbers of a worker."""
 
     def __init__(self) -> None:
-        self._lock = Lock()
-        self._counted: dict[str, tuple[int, int]] = {}
         # With several processes the values lie in files, and a registry reads them all.
         self._registry = CollectorRegistry()
         own = None if SHARED_FOLDER in os.environ else self._registry
@@ -88,14 +85,9 @@ class Metrics:
         """Count a lookup by the cache's name."""
         (self.cache_hits if found else self.cache_misses).labels(cache).inc()
 
-    def caches(self, info: CacheInfo) -> None:
-        """Count what an engine's caches have found since the last call."""
-        with self._lock:
-            for name, now in (("images", info.images), ("expressions", info.expressions)):
-                before = self._counted.get(name, (0, 0))
-                # Another engine has taken over if the numbers are smaller: it begins at 0.
-                fresh = now.hits < before[0] or now.misses < before[1]
-                hits, misses = (0, 0) if fresh else before
-                self.cache_hits.labels(name).inc(now.hits - hits)
-                self.cache_misses.labels(name).inc(now.misses - misses)
-                self._counted[name] = (now.hits, now.misses)
+    def caches(self, before: CacheInfo | None, now: CacheInfo) -> None:
+        """Count what an engine's caches have found since `before`."""
+        for name in ("images", "expressions"):
+            found, earlier = getattr(now, name), getattr(before, name, None)
+            self.cache_hits.labels(name).inc(found.hits - (earlier.hits if earlier else 0))
+            self.cache_misses.labels(name).inc(found.misses - (earlier.misses if earlier else 0))

@@ -17,6 +17,7 @@ from cris_deploy.engine import Engine
 from cris_deploy.errors import BundleError, BusyError, CrisError
 from cris_deploy.execution.steps import Picture
 from cris_deploy.pixels.mask import mask_from_logits, overlap
+from cris_deploy.results.engine_info import CacheInfo
 from cris_deploy.results.segmentation import Segmentation
 from cris_deploy.serving.answers import Refused
 from cris_deploy.serving.images import ImageStore, image_id
@@ -29,15 +30,22 @@ _DECODERS: Final = 4
 _TESTED: Final = 4
 """Samples of the bundle that a worker runs before it is ready; `cris-export check` runs all."""
 _SMALL: Final = 2**18
+_PROBES: Final = 16
+"""Requests beyond those that may wait: probes are answered where clients are refused."""
 _WARM_WORDS: Final = "the red object on the left"
 
 
 @dataclass(eq=False)
 class _Loaded:
-    """An engine that serves; `users` are requests that began with it."""
+    """An engine that serves, and what belongs to it; `users` are requests that began with it.
+
+    Pictures have the size of its model's input, so another engine has others.
+    """
 
     engine: Engine
     batcher: Batcher
+    images: ImageStore
+    counted: CacheInfo | None = None
     users: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -59,7 +67,6 @@ class Service:
 
     def __init__(self, options: ServeOptions, metrics: Metrics) -> None:
         self.options: Final = options
-        self.images: Final = ImageStore(options.kept_images, options.kept_seconds)
         self._metrics = metrics
         self._decoders: Final = ThreadPoolExecutor(_DECODERS, "cris-decode")
         self._loaded: _Loaded | None = None
@@ -89,7 +96,6 @@ class Service:
                 _log.exception("the bundle was not replaced")
                 return
             old, self._loaded = self._loaded, new
-            self.images.clear()  # pictures have the old model's size
             _log.info("the bundle was replaced")
             if old is not None:
                 await self._let_go(old)
@@ -112,58 +118,60 @@ class Service:
 
         Raises Refused (404) for an image that is not known here, and what an engine raises.
         """
-        async with self._using() as (engine, batcher):
-            began = time.monotonic()
-            engine.pipeline.read_expressions(
-                expressions, threshold
-            )  # refusing one is cheap, decoding is not
+        async with self._using() as loaded:
+            began, engine, images = time.monotonic(), loaded.engine, loaded.images
+            # Refusing an expression is cheap, decoding an image is not.
+            engine.pipeline.read_expressions(expressions, threshold)
             if identity is None:
                 assert image is not None
                 # A thread costs more than the hash of a usual picture.
                 small = len(image) <= _SMALL
                 identity = image_id(image) if small else await asyncio.to_thread(image_id, image)
-            picture = self.images.get(identity)
+            picture = images.get(identity)
             self._metrics.lookup("pictures", found=picture is not None)
             if picture is None:
                 if image is None:
                     raise Refused(404, "the image is not known here any more: send it again")
                 with span("decode", bytes=len(image)):
                     picture = await self._decode(engine, image)
-                self.images.put(identity, picture)
+                images.put(identity, picture)
             left = self.options.timeout - (time.monotonic() - began)
             with span("segment", expressions=len(expressions)):
-                results = await batcher.segment(
+                results = await loaded.batcher.segment(
                     picture, expressions, timeout=max(left, 1e-3), threshold=threshold
                 )
             self._metrics.truncated.inc(sum(result.truncated for result in results))
-            self._metrics.caches(engine.cache_info())
+            now = engine.cache_info()
+            self._metrics.caches(loaded.counted, now)
+            loaded.counted = now
             return Answered(identity, picture, results)
 
     async def segment_pixels(
         self, pixels: np.ndarray, expressions: Sequence[str]
     ) -> list[Segmentation]:
         """Segment an image that comes as (H, W, 3) uint8 RGB."""
-        async with self._using() as (engine, batcher):
-            picture = await self._decode(engine, pixels)
-            return await batcher.segment(picture, expressions, timeout=self.options.timeout)
+        async with self._using() as loaded:
+            picture = await self._decode(loaded.engine, pixels)
+            timeout = self.options.timeout
+            return await loaded.batcher.segment(picture, expressions, timeout=timeout)
 
     async def infers(self) -> None:
-        """Run the network once. Raises what an engine raises if it cannot."""
-        async with self._using() as (engine, batcher):
-            side = engine.info.model.input_size
+        """Run the network once, however much is waiting. Raises what an engine raises."""
+        async with self._using(bounded=False) as loaded:
+            side = loaded.engine.info.model.input_size
             gray = Picture(np.full((side, side, 3), 127, np.uint8), side, side)
-            await batcher.segment(gray, _WARM_WORDS, timeout=self.options.timeout)
+            await loaded.batcher.segment(gray, _WARM_WORDS, timeout=self.options.timeout)
 
     @asynccontextmanager
-    async def _using(self) -> AsyncIterator[tuple[Engine, Batcher]]:
+    async def _using(self, *, bounded: bool = True) -> AsyncIterator[_Loaded]:
         loaded = self._current()
-        if self._waiting >= self.options.waiting:
+        if bounded and self._waiting >= self.options.waiting:
             raise BusyError(f"{self._waiting} requests wait already: try again later")
         self._waiting += 1
         loaded.users += 1
         self._metrics.waiting.inc()
         try:
-            yield loaded.engine, loaded.batcher
+            yield loaded
         finally:
             self._metrics.waiting.dec()
             self._waiting -= 1
@@ -218,7 +226,7 @@ class Service:
             images=options.batch_images,
             pairs=options.batch_pairs,
             delay=options.batch_delay,
-            waiting=options.waiting,
+            waiting=options.waiting + _PROBES,
         )
         batcher = Batcher(engine, limits)
         info = engine.info
@@ -229,7 +237,7 @@ class Service:
             info.compute,
             extra={"seconds": round(time.perf_counter() - began, 3)},
         )
-        return _Loaded(engine, batcher)
+        return _Loaded(engine, batcher, ImageStore(options.kept_images, options.kept_seconds))
 
 
 def self_test(engine: Engine, bundle: Bundle) -> None:

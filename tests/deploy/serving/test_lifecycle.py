@@ -117,7 +117,8 @@ def test_sighup_replaces_the_bundle_under_requests(
                 assert time.monotonic() < end
                 time.sleep(0.02)
 
-        with load(server.url, picture, 3) as outcomes:
+        known = ask(server.url, picture).json()["image"]["id"]
+        with load(server.url, picture[:-1] + b"x", 3) as outcomes:
             for number in (1, 2):
                 wait_for(outcomes, 10)
                 server.process.send_signal(signal.SIGHUP)
@@ -130,6 +131,27 @@ def test_sighup_replaces_the_bundle_under_requests(
             wait_for(outcomes, 10)
         assert set(outcomes) == {200}
         assert httpx.get(f"{server.url}/ready").status_code == 200
+        # What was kept was of the old model's size.
+        again = httpx.post(
+            f"{server.url}/v1/segment", json={"image_id": known, "expressions": ["a"]}
+        )
+        assert again.status_code == 404
+
+
+def test_a_busy_server_refuses_clients_and_answers_probes(
+    tiny_bundle: Path, tmp_path: Path, picture: bytes
+) -> None:
+    options = ("--waiting", "1", "--no-self-test")
+    with (
+        serving(tiny_bundle, tmp_path / "log", *options) as server,
+        load(server.url, picture, 6) as outcomes,
+    ):
+        end = time.monotonic() + 60
+        while not {200, 429} <= set(outcomes):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        assert {httpx.get(f"{server.url}/live").status_code for _ in range(10)} == {200}
+    assert set(outcomes) == {200, 429}
 
 
 def test_a_bundle_that_cannot_be_served_ends_the_server(tiny_bundle: Path, tmp_path: Path) -> None:
