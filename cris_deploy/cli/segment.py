@@ -64,15 +64,7 @@ class Report:
             height, width = self.results[0].segmentation.mask.shape
             document |= {"width": width, "height": height}
         document["results"] = [
-            {
-                "expression": written.segmentation.expression,
-                "truncated": written.segmentation.truncated,
-                "score": round(written.segmentation.score, 6),
-                "area": written.segmentation.area,
-                "box": written.segmentation.box,
-                "rle": written.segmentation.rle(),
-                "mask": str(written.mask),
-            }
+            {**written.segmentation.to_json(), "mask": str(written.mask)}
             for written in self.results
         ]
         document["overlay"] = str(self.overlay) if self.overlay else None

@@ -1,6 +1,7 @@
 """cris-serve: a bundle behind HTTP."""
 
 import argparse
+import dataclasses
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ from typing import Any, Final
 from cris_deploy.cli import Parser, guarded
 from cris_deploy.errors import InputError
 from cris_deploy.execution.backends import AUTO, BackendName, Compute
+from cris_deploy.serving.options import ServeOptions, to_environment
 
 _INSTALL: Final = "cris-serve needs FastAPI and others: pip install 'cris-deploy[serve]'"
 _LOCAL: Final = ("127.0.0.1", "::1", "localhost")
@@ -63,21 +65,27 @@ def _parser() -> argparse.ArgumentParser:
     engine.add_argument("--streams", type=int, default=1, metavar="N", help="runs at once (1)")
     engine.add_argument("--no-self-test", action="store_true", help="do not run the samples first")
     limits = parser.add_argument_group("limits")
-    for flag, kind, default, what in (
-        ("--batch-images", int, 4, "images in a batch"),
-        ("--batch-pairs", int, 16, "expressions in a batch"),
-        ("--batch-delay", float, 0.0, "seconds that a batch waits for company"),
-        ("--waiting", int, 128, "requests unanswered in a worker"),
-        ("--timeout", float, 30.0, "seconds to an answer"),
-        ("--read-timeout", float, 10.0, "seconds for a request to arrive"),
-        ("--max-body", int, 20 * 2**20, "bytes of a request"),
-        ("--max-pixels", int, 100_000_000, "pixels of an image"),
-        ("--max-expressions", int, 64, "of a request"),
-        ("--kept-images", int, 64, "images that may be asked again by their id"),
-        ("--kept-seconds", float, 300.0, "for how long"),
+    defaults = {field.name: field.default for field in dataclasses.fields(ServeOptions)}
+    for name, what in (
+        ("batch_images", "images in a batch"),
+        ("batch_pairs", "expressions in a batch"),
+        ("batch_delay", "seconds that a batch waits for company"),
+        ("waiting", "requests unanswered in a worker"),
+        ("timeout", "seconds to an answer"),
+        ("read_timeout", "seconds for a request to arrive"),
+        ("max_body", "bytes of a request"),
+        ("max_pixels", "pixels of an image"),
+        ("max_expressions", "of a request"),
+        ("kept_images", "images that may be asked again by their id"),
+        ("kept_seconds", "for how long"),
     ):
+        default: Any = defaults[name]
         limits.add_argument(
-            flag, type=kind, default=default, metavar="N", help=f"{what} ({default:,})"
+            "--" + name.replace("_", "-"),
+            type=type(default),
+            default=default,
+            metavar="N",
+            help=f"{what} ({default:,})",
         )
     return parser
 
@@ -85,22 +93,11 @@ def _parser() -> argparse.ArgumentParser:
 def _serve(args: argparse.Namespace) -> int:
     try:
         import uvicorn
-
-        from cris_deploy.serving.options import ServeOptions, to_environment
     except ImportError as error:
         raise InputError(f"{_INSTALL} ({error})") from error
-    options = ServeOptions(
-        str(args.bundle),
-        **{
-            name: getattr(args, name)
-            for name in (
-                *("backend", "device", "precision", "threads", "streams", "batch_images"),
-                *("batch_pairs", "batch_delay", "waiting", "timeout", "read_timeout", "max_body"),
-                *("max_pixels", "max_expressions", "kept_images", "kept_seconds"),
-            )
-        },
-        self_test=not args.no_self_test,
-    )
+    names = {field.name for field in dataclasses.fields(ServeOptions)} - {"bundle"}
+    given = {name: value for name, value in vars(args).items() if name in names}
+    options = ServeOptions(str(args.bundle), **given, self_test=not args.no_self_test)
     if not 1 <= args.workers <= 256:
         raise InputError(f"--workers is {args.workers}: give 1 to 256")
     if args.haproxy:

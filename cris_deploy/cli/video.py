@@ -42,17 +42,7 @@ class Frame:
         return {
             "frame": self.number,
             "reused": self.reused,
-            "results": [
-                {
-                    "expression": result.expression,
-                    "truncated": result.truncated,
-                    "score": round(result.score, 6),
-                    "area": result.area,
-                    "box": result.box,
-                    "rle": result.rle(),
-                }
-                for result in self.results
-            ],
+            "results": [result.to_json() for result in self.results],
         }
 
 

@@ -102,6 +102,17 @@ class Segmentation:
             "caption": self.expression,
         }
 
+    def to_json(self) -> dict[str, Any]:
+        """Give what is said of a result in JSON: all but the arrays, the mask as run lengths."""
+        return {
+            "expression": self.expression,
+            "truncated": self.truncated,
+            "score": round(self.score, 6),
+            "area": self.area,
+            "box": self.box,
+            "rle": self.rle(),
+        }
+
     def rle(self) -> RunLengths:
         """Encode the mask as COCO's compressed run lengths: {"size": [H, W], "counts": str}."""
         height, width = self.mask.shape

@@ -12,5 +12,5 @@
     logs.py     one JSON object a line
     haproxy.py  the configuration of a proxy before several workers
 
-Needs the extra `serve`; nothing outside of this folder imports it.
+Needs the extra `serve`; only `cris_deploy/cli/serve.py` and `cris-bench serve` lead here.
 """

@@ -71,16 +71,8 @@ def problem(refused: Refused) -> dict[str, Any]:
 
 
 def described(result: Segmentation) -> dict[str, Any]:
-    """Give a result as JSON values: COCO's run lengths, box, area and score."""
-    return {
-        "expression": result.expression,
-        "rle": result.rle(),
-        "box": None if result.box is None else list(result.box),
-        "area": result.area,
-        "score": round(result.score, 6),
-        "confidence": round(result.confidence, 6),
-        "truncated": result.truncated,
-    }
+    """Give a result as JSON values, with its confidence."""
+    return {**result.to_json(), "confidence": round(result.confidence, 6)}
 
 
 def png(result: Segmentation) -> bytes:

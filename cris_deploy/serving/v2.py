@@ -23,6 +23,31 @@ from cris_deploy.serving.answers import Refused
 MODEL: Final = "cris"
 HEADER_LENGTH: Final = "inference-header-content-length"
 SERVER: Final = {"name": "cris-serve", "version": "1", "extensions": ["binary_tensor_data"]}
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """An output: its type in the protocol, its shape, and how it is read off results."""
+
+    datatype: str
+    shape: list[int]
+    read: Callable[[Sequence[Segmentation]], Any]
+
+
+_OUTPUTS: Final[Mapping[str, _Given]] = {
+    "masks": _Given("BOOL", [-1, -1, -1], lambda found: np.stack([r.mask for r in found])),
+    "rle": _Given("BYTES", [-1], lambda found: [r.rle()["counts"].encode() for r in found]),
+    "boxes": _Given(
+        "INT64",
+        [-1, 4],
+        lambda found: np.array([r.box or (0, 0, 0, 0) for r in found], np.int64),
+    ),
+    "areas": _Given("INT64", [-1], lambda found: np.array([r.area for r in found], np.int64)),
+    "scores": _Given("FP32", [-1], lambda found: np.array([r.score for r in found], np.float32)),
+    "truncated": _Given(
+        "BOOL", [-1], lambda found: np.array([r.truncated for r in found], np.bool_)
+    ),
+}
 METADATA: Final = {
     "name": MODEL,
     "versions": ["1"],
@@ -32,16 +57,11 @@ METADATA: Final = {
         {"name": "expressions", "datatype": "BYTES", "shape": [-1]},
     ],
     "outputs": [
-        {"name": "masks", "datatype": "BOOL", "shape": [-1, -1, -1]},
-        {"name": "rle", "datatype": "BYTES", "shape": [-1]},
-        {"name": "boxes", "datatype": "INT64", "shape": [-1, 4]},
-        {"name": "areas", "datatype": "INT64", "shape": [-1]},
-        {"name": "scores", "datatype": "FP32", "shape": [-1]},
-        {"name": "truncated", "datatype": "BOOL", "shape": [-1]},
+        {"name": name, "datatype": output.datatype, "shape": output.shape}
+        for name, output in _OUTPUTS.items()
     ],
 }
 _MOST_HEADER: Final = 2**20
-_DTYPES: Final = {"BOOL": np.bool_, "INT64": np.int64, "FP32": np.float32}
 _Size = Annotated[int, Meta(ge=0, le=100_000_000)]
 
 
@@ -123,13 +143,12 @@ def read_inference(body: bytes, header_length: str | None) -> Inference:
 
 
 def _wanted(header: _Header) -> dict[str, bool]:
-    known = [str(output["name"]) for output in METADATA["outputs"]]  # type: ignore[index]
     binary = bool((header.parameters or {}).get("binary_data_output", False))
     if not header.outputs:
-        return dict.fromkeys(known, binary)
+        return dict.fromkeys(_OUTPUTS, binary)
     for output in header.outputs:
-        if output.name not in known:
-            raise Refused(422, f"output {output.name[:40]!r} is not one of {', '.join(known)}")
+        if output.name not in _OUTPUTS:
+            raise Refused(422, f"output {output.name[:40]!r} is not one of {', '.join(_OUTPUTS)}")
     return {
         output.name: bool((output.parameters or {}).get("binary_data", binary))
         for output in header.outputs
@@ -198,25 +217,15 @@ def _wrong_type(tensor: _Input) -> Refused:
     return Refused(422, f"{tensor.name[:40]} is {tensor.datatype[:20]}: give BYTES or UINT8")
 
 
-_OUTPUTS: Final[Mapping[str, Callable[[Sequence[Segmentation]], Any]]] = {
-    "masks": lambda found: np.stack([result.mask for result in found]),
-    "rle": lambda found: [result.rle()["counts"].encode() for result in found],
-    "boxes": lambda found: np.array([result.box or (0, 0, 0, 0) for result in found], np.int64),
-    "areas": lambda found: np.array([result.area for result in found], np.int64),
-    "scores": lambda found: np.array([result.score for result in found], np.float32),
-    "truncated": lambda found: np.array([result.truncated for result in found], np.bool_),
-}
-
-
 def write_inference(asked: Inference, found: Sequence[Segmentation]) -> tuple[bytes, int | None]:
     """Give the body of an answer, and the length of its JSON if tensors follow it."""
-    types = {output["name"]: output["datatype"] for output in METADATA["outputs"]}  # type: ignore[index]
     outputs: list[dict[str, Any]] = []
     blobs: list[bytes] = []
     for name, binary in asked.outputs.items():
-        value = _OUTPUTS[name](found)
+        given = _OUTPUTS[name]
+        value = given.read(found)
         shape = [len(value)] if isinstance(value, list) else list(value.shape)
-        output: dict[str, Any] = {"name": name, "datatype": types[name], "shape": shape}
+        output: dict[str, Any] = {"name": name, "datatype": given.datatype, "shape": shape}
         if not binary:
             output["data"] = (
                 [item.decode() for item in value]
@@ -227,7 +236,7 @@ def write_inference(asked: Inference, found: Sequence[Segmentation]) -> tuple[by
             if isinstance(value, list):
                 blob = b"".join(len(item).to_bytes(4, "little") + item for item in value)
             else:
-                blob = np.ascontiguousarray(value, _DTYPES[types[name]]).tobytes()
+                blob = np.ascontiguousarray(value).tobytes()
             blobs.append(blob)
             output["parameters"] = {"binary_data_size": len(blob)}
         outputs.append(output)

@@ -33,7 +33,7 @@ class DeviceMask:
     """What the mask decoder and the mask step leave on the device for one pair.
 
     mask: (H, W) bool; logits: (h, w) in the type of the graph; stats: (5,) int64, see
-    `cris_deploy.pixels.on_gpu.STATS`.
+    `cris_deploy.pixels.on_gpu.STATS`; threshold: probability above which a pixel is in the mask.
     """
 
     mask: SharedTensor
