@@ -85,9 +85,9 @@ class Metrics:
         """Count a lookup by the cache's name."""
         (self.cache_hits if found else self.cache_misses).labels(cache).inc()
 
-    def caches(self, before: CacheInfo | None, now: CacheInfo) -> None:
+    def caches(self, before: CacheInfo, now: CacheInfo) -> None:
         """Count what an engine's caches have found since `before`."""
         for name in ("images", "expressions"):
-            found, earlier = getattr(now, name), getattr(before, name, None)
-            self.cache_hits.labels(name).inc(found.hits - (earlier.hits if earlier else 0))
-            self.cache_misses.labels(name).inc(found.misses - (earlier.misses if earlier else 0))
+            earlier, found = getattr(before, name), getattr(now, name)
+            self.cache_hits.labels(name).inc(found.hits - earlier.hits)
+            self.cache_misses.labels(name).inc(found.misses - earlier.misses)

@@ -45,7 +45,7 @@ class _Loaded:
     engine: Engine
     batcher: Batcher
     images: ImageStore
-    counted: CacheInfo | None = None
+    counted: CacheInfo
     users: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -141,9 +141,6 @@ class Service:
                     picture, expressions, timeout=max(left, 1e-3), threshold=threshold
                 )
             self._metrics.truncated.inc(sum(result.truncated for result in results))
-            now = engine.cache_info()
-            self._metrics.caches(loaded.counted, now)
-            loaded.counted = now
             return Answered(identity, picture, results)
 
     async def segment_pixels(
@@ -173,6 +170,9 @@ class Service:
         try:
             yield loaded
         finally:
+            now = loaded.engine.cache_info()
+            self._metrics.caches(loaded.counted, now)
+            loaded.counted = now
             self._metrics.waiting.dec()
             self._waiting -= 1
             loaded.users -= 1
@@ -237,7 +237,9 @@ class Service:
             info.compute,
             extra={"seconds": round(time.perf_counter() - began, 3)},
         )
-        return _Loaded(engine, batcher, ImageStore(options.kept_images, options.kept_seconds))
+        images = ImageStore(options.kept_images, options.kept_seconds)
+        # What the warm-up and the self-test looked up is no client's.
+        return _Loaded(engine, batcher, images, engine.cache_info())
 
 
 def self_test(engine: Engine, bundle: Bundle) -> None:

@@ -319,3 +319,22 @@ def test_mask_step_on_the_host_is_told(machine, images, reference, monkeypatch, 
             engine.segment_on_device(ForeignArray(machine.cuda, images[0]), "a")
     assert machine.kernels.upsampled == machine.kernels.letterboxed == 0
     machine.check()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_threshold_and_probabilities_of_one_call(machine, backend, reference, images):
+    image = images[0]
+    with machine.engine(backend) as engine:
+        for threshold in (0.1, 0.6):
+            expected = reference.segment(image, ["a", "b"], threshold=threshold)
+            found = engine.segment(image, ["a", "b"], threshold=threshold)
+            device = engine.segment_on_device(
+                ForeignArray(machine.cuda, image), ["a", "b"], threshold=threshold
+            )
+            for mine, other, theirs in zip(found, device, expected, strict=True):
+                check(mine, theirs)
+                assert mine.threshold == other.to_host().threshold == threshold
+                np.testing.assert_array_equal(other.to_host().mask, mine.mask)
+        mapped = engine.segment(image, "a", probabilities=True)
+        assert mapped.probabilities.shape == image.shape[:2]
+        np.testing.assert_array_equal(mapped.probabilities > mapped.threshold, mapped.mask)
