@@ -9,19 +9,17 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from cris_bench.record.machine import Machine, describe
+from cris_bench.scopes.command import add_common, run_command
 from cris_deploy.batcher import Batcher, BatchLimits
-from cris_deploy.cli import Parser, guarded, tables
-from cris_deploy.documents import to_json
+from cris_deploy.cli import Parser, tables
 from cris_deploy.engine import Engine
 from cris_deploy.errors import InputError
 from cris_deploy.execution.backends import AUTO, BackendName
-from cris_deploy.files import write_whole
 from cris_deploy.pixels.image import Pixels
 
 _SIZE: Final = (240, 320, 3)
@@ -68,17 +66,7 @@ class BatcherRecord:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure. Exit 0, or 2 for unusable input."""
-    given = sys.argv[1:] if argv is None else list(argv)
-    args = _parser().parse_args(given)
-
-    def run() -> int:
-        record = measure(args, tuple(given))
-        if args.output is not None:
-            write_whole(args.output, to_json(record).encode())
-        print(to_json(record) if args.json else describe_run(record))
-        return 0
-
-    return guarded("cris-bench batcher", run)
+    return run_command(_parser(), argv, measure, describe_run)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -91,15 +79,13 @@ def _parser() -> argparse.ArgumentParser:
             "cris-bench batcher demo/scenes.bundle --backend onnxruntime --threads 16",
         ),
     )
+    add_common(parser)
     add = parser.add_argument
-    add("bundle", type=Path, metavar="BUNDLE", help="what cris-export wrote")
     add("--backend", default=AUTO, choices=[AUTO, *BackendName])
     add("--streams", type=int, default=1, metavar="N", help="of the engine (1)")
     add("--threads", type=int, default=16, metavar="N", help="that ask (16)")
     add("--pictures", type=int, default=96, metavar="N", help="of a pass (96)")
     add("--rounds", type=int, default=6, metavar="N", help="turns of all ways (6)")
-    add("-o", "--output", type=Path, metavar="FILE", help="write the record as JSON")
-    add("--json", action="store_true", help="print the record")
     return parser
 
 

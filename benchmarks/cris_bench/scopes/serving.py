@@ -21,8 +21,8 @@ import cv2
 import numpy as np
 
 from cris_bench.record.machine import describe
-from cris_deploy import documents
-from cris_deploy.cli import Parser, guarded, tables
+from cris_bench.scopes.command import add_common, run_command
+from cris_deploy.cli import Parser, tables
 from cris_deploy.engine import Engine
 from cris_deploy.errors import BackendError, InputError
 
@@ -83,22 +83,13 @@ class ServeRecord:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure. Exit 0, 1 if a request failed, 2 for unusable input."""
-    given = sys.argv[1:] if argv is None else list(argv)
-    args = _parser().parse_args(given)
-
-    def run() -> int:
-        for package, extra in (("httpx", "bench"), ("uvicorn", "serve")):
-            if importlib.util.find_spec(package) is None:
-                raise InputError(f"{package} is missing: pip install 'cris-deploy[{extra}]'")
-        record = measure(args, tuple(given))
-        if args.output is not None:
-            from cris_deploy.files import write_whole
-
-            write_whole(args.output, documents.to_json(record).encode())
-        print(documents.to_json(record) if args.json else describe_run(record))
-        return 1 if record.load is not None and record.load.failed else 0
-
-    return guarded("cris-bench serve", run)
+    return run_command(
+        _parser(),
+        argv,
+        measure,
+        describe_run,
+        lambda record: record.load is not None and record.load.failed > 0,
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -111,21 +102,22 @@ def _parser() -> argparse.ArgumentParser:
             "cris-bench serve r50.bundle --image street.jpg --requests 0 -o serve.json",
         ),
     )
+    add_common(parser)
     add = parser.add_argument
-    add("bundle", type=Path, metavar="BUNDLE", help="what cris-export wrote")
     add("--image", type=Path, metavar="FILE", help="a picture (a generated JPEG of 640 x 480)")
     add("--turns", type=int, default=100, metavar="N", help="of engine and HTTP (100)")
     add("--requests", type=int, default=1000, metavar="N", help="under load (1000; 0 for none)")
     add("--clients", type=int, default=16, metavar="N", help="under load (16)")
     add("--pictures", type=int, default=32, metavar="N", help="different ones under load (32)")
     add("--server-options", default="", metavar="TEXT", help="handed to cris-serve")
-    add("-o", "--output", type=Path, metavar="FILE", help="write the record as JSON")
-    add("--json", action="store_true", help="print the record")
     return parser
 
 
 def measure(args: argparse.Namespace, command: tuple[str, ...]) -> ServeRecord:
     """Run a server, and time it."""
+    for package, extra in (("httpx", "bench"), ("uvicorn", "serve")):
+        if importlib.util.find_spec(package) is None:
+            raise InputError(f"{package} is missing: pip install 'cris-deploy[{extra}]'")
     for name, least in (("turns", 1), ("requests", 0), ("clients", 1), ("pictures", 1)):
         if getattr(args, name) < least:
             raise InputError(f"--{name} is {getattr(args, name)}: give {least} or more")

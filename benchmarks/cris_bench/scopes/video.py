@@ -14,12 +14,11 @@ from typing import Final
 import numpy as np
 
 from cris_bench.record.machine import Machine, describe
-from cris_deploy.cli import Parser, guarded, tables
+from cris_bench.scopes.command import add_common, run_command
+from cris_deploy.cli import Parser, tables
 from cris_deploy.cli.video import Frame, read_frames, segment_frames
-from cris_deploy.documents import to_json
 from cris_deploy.engine import Engine
 from cris_deploy.errors import InputError
-from cris_deploy.files import write_whole
 from cris_deploy.pixels.image import Pixels
 from cris_deploy.pixels.mask import overlap
 
@@ -64,17 +63,7 @@ class VideoRecord:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure. Exit 0, or 2 for unusable input."""
-    given = sys.argv[1:] if argv is None else list(argv)
-    args = _parser().parse_args(given)
-
-    def run() -> int:
-        record = measure(args, tuple(given))
-        if args.output is not None:
-            write_whole(args.output, to_json(record).encode())
-        print(to_json(record) if args.json else describe_run(record))
-        return 0
-
-    return guarded("cris-bench video", run)
+    return run_command(_parser(), argv, measure, describe_run)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -87,15 +76,13 @@ def _parser() -> argparse.ArgumentParser:
             "cris-bench video r50.bundle --video street.mp4 --expression 'the red car'",
         ),
     )
+    add_common(parser)
     add = parser.add_argument
-    add("bundle", type=Path, metavar="BUNDLE", help="what cris-export wrote")
     add("--video", type=Path, metavar="FILE", help="(generated: 640 x 480, half of it still)")
     add("--expression", default="the red star", metavar="WORDS", help="(the red star)")
     add("--frames", type=int, default=100, metavar="N", help="(100)")
     add("--reuse", default="12", metavar="LEVELS", help="of cris-segment, with commas (12)")
     add("--rounds", type=int, default=3, metavar="N", help="turns of all ways (3)")
-    add("-o", "--output", type=Path, metavar="FILE", help="write the record as JSON")
-    add("--json", action="store_true", help="print the record")
     return parser
 
 
