@@ -1,1 +1,1 @@
-"""The page that finds masks in a browser: plain files, which `cris-export web` joins with a bundle."""
+"""The page that finds masks in a browser; `cris-export web` joins it with a bundle."""

@@ -1,7 +1,6 @@
 // The page: a scene, words, a model that finds them, and masks drawn over the picture.
 
 import { threshold as above } from "./mask.js";
-import { BrowserModel, ServerModel } from "./model.js";
 import { Scene } from "./scene.js";
 
 // RGB. Okabe and Ito's palette (2008), as in the engine's overlays.
@@ -9,7 +8,7 @@ const PALETTE = [[213, 94, 0], [0, 114, 178], [0, 158, 115], [204, 121, 167], [2
 const MOST_QUERIES = 12;
 
 const $ = (id) => document.getElementById(id);
-const queries = []; // {text, colour, values, error, truncated, milliseconds, row}
+const queries = []; // {text, colour, values, confidence, error, truncated, milliseconds, row}
 let model, scene, settings;
 let seen = false, busy = false, again = false;
 
@@ -68,6 +67,8 @@ async function furnish() {
     await image.decode();
     scene.put({ name, image }, x, y, size, angle);
   }
+  $("things").parentElement.hidden = $("clear").hidden = !settings.things.length;
+  $("moving").hidden = !settings.things.length;
   for (const text of settings.examples) {
     const button = document.createElement("button");
     button.type = "button";
@@ -102,7 +103,7 @@ function wire() {
   $("words").oninput = () => { live($("words").value); };
   $("threshold").oninput = () => {
     $("level").textContent = Number($("threshold").value).toFixed(2);
-    if (model instanceof ServerModel) for (const query of queries) query.values = null;
+    if (model?.thresholded) for (const query of queries) query.values = null;
     update();
   };
   $("file").onchange = () => own($("file").files[0]);
@@ -118,16 +119,23 @@ function wire() {
   };
 }
 
+/** Only what computes is loaded: a server's page has no runtime beside it. */
+async function modelOf(engine) {
+  if (engine === "server") return new (await import("./server-model.js")).ServerModel();
+  return new (await import("./browser-model.js")).BrowserModel("model", engine === "gpu");
+}
+
 async function choose(engine) {
   const before = model;
   model = null;
   before?.close();
-  const next = engine === "server" ? new ServerModel(".") : new BrowserModel("model", engine === "gpu");
   $("where").textContent = "Loading the model …";
+  let next = null;
   try {
+    next = await modelOf(engine);
     await next.open((done, all) => ($("where").textContent = `Loading the model, ${done} of ${all} …`));
   } catch (error) {
-    next.close();
+    next?.close();
     $("where").textContent = "";
     if (engine === "gpu") {
       tell(new Error(`The GPU cannot run this model (${error.message}): this browser's CPU goes on.`));
@@ -204,10 +212,10 @@ function describe(query) {
   figures.className = "figures";
   if (query.error) figures.textContent = query.error;
   else if (query.values) {
-    const { area, confidence } = query.found;
+    const { area } = query.found, confidence = query.confidence ?? query.found.confidence;
     const part = `${((100 * area) / query.values.length).toFixed(1)} %`;
-    const sure = model instanceof ServerModel ? "" : `, sure ${confidence.toFixed(2)}`;
-    figures.textContent = area ? `${part}${sure}, ${query.milliseconds.toFixed(0)} ms` : "nothing found";
+    const time = `${query.milliseconds.toFixed(0)} ms`;
+    figures.textContent = area ? `${part}, sure ${confidence.toFixed(2)}, ${time}` : "nothing found";
     if (query.truncated) figures.textContent += ", words cut";
   }
   remove.type = "button";
@@ -239,8 +247,9 @@ async function look(with_) {
   if (!seen) {
     seen = true;
     try {
-      const { milliseconds } = await with_.see($("picture"));
-      $("where").textContent = `${settings.title}, ${with_.where}, picture ${milliseconds.toFixed(0)} ms`;
+      const { milliseconds } = await with_.see($("picture"), scene.original);
+      const time = milliseconds ? `, picture ${milliseconds.toFixed(0)} ms` : "";
+      $("where").textContent = `${settings.title}, ${with_.where}${time}`;
     } catch (error) {
       return tell(error);
     }

@@ -2,13 +2,14 @@
 // side fills the square, bicubic (a = -0.75) without antialiasing, padded with CLIP's mean colour,
 // rounded to bytes, normalised. Coordinates are (x, y), in OpenCV's convention.
 
+const { fround } = Math; // float32 where it decides how a value is rounded: as OpenCV
+
 const MEAN = [0.48145466, 0.4578275, 0.40821073];
 const DEVIATION = [0.26862954, 0.26130258, 0.27577711];
 const BORDER = [123, 117, 104];
 
 /** Where a picture of height x width lies in a square of side `size`, and back. */
 export function frame(height, width, size) {
-  const { fround } = Math; // the corners are float32, as in training
   const scale = Math.min(size / height, size / width);
   const x = fround((size - width * scale) / 2), y = fround((size - height * scale) / 2);
   const right = fround(width * scale + (size - width * scale) / 2);
@@ -37,8 +38,9 @@ export function cubicWeights(t) {
 /** RGBA bytes of height x width to float32 (3, size, size). */
 export function letterbox(rgba, height, width, size) {
   const { scaleX, offsetX, scaleY, offsetY } = frame(height, width, size).toPicture;
-  const columns = Array.from({ length: size }, (_, x) => samples(scaleX * x + offsetX));
-  const rows = Array.from({ length: size }, (_, y) => samples(scaleY * y + offsetY));
+  const at = (scale, offset, i) => fround(fround(fround(scale) * i) + fround(offset));
+  const columns = Array.from({ length: size }, (_, x) => samples(at(scaleX, offsetX, x)));
+  const rows = Array.from({ length: size }, (_, y) => samples(at(scaleY, offsetY, y)));
   const out = new Float32Array(3 * size * size);
   for (let channel = 0; channel < 3; channel++) {
     const border = BORDER[channel];
@@ -51,8 +53,10 @@ export function letterbox(rgba, height, width, size) {
         let sum = 0;
         for (let j = 0; j < 4; j++) {
           let line = 0;
-          for (let i = 0; i < 4; i++) line += columns[x].weights[i] * value(rows[y].first + j, columns[x].first + i);
-          sum += rows[y].weights[j] * line;
+          for (let i = 0; i < 4; i++) {
+            line = fround(line + columns[x].weights[i] * value(rows[y].first + j, columns[x].first + i));
+          }
+          sum = fround(sum + rows[y].weights[j] * line);
         }
         const byte = roundHalfToEven(Math.min(Math.max(sum, 0), 255));
         out[(channel * size + y) * size + x] = (byte / 255 - MEAN[channel]) / DEVIATION[channel];
@@ -64,7 +68,7 @@ export function letterbox(rgba, height, width, size) {
 
 function samples(at) {
   const cell = Math.floor(at);
-  return { first: cell - 1, weights: cubicWeights(at - cell) };
+  return { first: cell - 1, weights: cubicWeights(at - cell).map(fround) };
 }
 
 function roundHalfToEven(value) {

@@ -33,10 +33,16 @@ export class Scene {
     this.canvas.width = Math.max(1, Math.round(width * scale));
     this.canvas.height = Math.max(1, Math.round(height * scale));
     this.shrunk = scale < 1;
+    this.file = source instanceof Blob ? source : null;
     for (const thing of this.things) {
       thing.size *= this.canvas.width / before;
     }
     this.draw();
+  }
+
+  /** The file of a picture that nothing was put on, or null. */
+  get original() {
+    return this.things.length ? null : this.file;
   }
 
   /** Put a thing {name, image} at (x, y), shares of the picture's sides, `size` a share of its height. */

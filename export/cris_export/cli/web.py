@@ -51,8 +51,8 @@ def _run(args: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="cris-export web",
-        description="Write a folder that any host of static files serves: a page that finds masks in "
-        "the browser,\nby the bundle's own graphs in ONNX Runtime's WebAssembly or WebGPU.",
+        description="Write a folder that any host of static files serves: a page that finds masks\n"
+        "in the browser, by the bundle's own graphs in ONNX Runtime's WebAssembly or WebGPU.",
         examples=(
             "cris-export web scenes.bundle page/ --modules node_modules",
             "cris-export web scenes.bundle page/ --weights fp16 --gpu",

@@ -33,7 +33,7 @@ def stage_file(bundle: Bundle, stage: GraphName, weights: Weights) -> bytes:
     model = onnx.load(bundle.graph(stage))
     if weights is Weights.FP16:
         _store_as_half(model.graph, stage)
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 def _store_as_half(graph: onnx.GraphProto, stage: GraphName) -> None:
@@ -48,7 +48,7 @@ def _store_as_half(graph: onnx.GraphProto, stage: GraphName) -> None:
             half = values.astype(np.float16)
         if (np.isinf(half) & np.isfinite(values)).any():
             raise InputError(
-                f"weights fp16: {tensor.name} of {stage} holds numbers that float16 does not: take fp32"
+                f"weights fp16: float16 does not hold all of {tensor.name} of {stage}: take fp32"
             )
         name = tensor.name
         tensor.CopyFrom(numpy_helper.from_array(half, f"{name}.half"))

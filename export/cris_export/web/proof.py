@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
@@ -16,8 +16,7 @@ from cris_deploy.pixels.image import letterbox, normalise
 from cris_deploy.pixels.mask import mask_from_logits, overlap
 from cris_deploy.words.tokenizer import Tokenizer
 from cris_export.errors import ParityError
-
-_STAGES: Final = (GraphName.IMAGE_ENCODER, GraphName.TEXT_ENCODER, GraphName.MASK_DECODER)
+from cris_export.web.graphs import STAGES
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +45,14 @@ def prove(bundle: Bundle, folder: Path) -> WebParity:
         stage: onnxruntime.InferenceSession(
             folder / f"{stage}.onnx", providers=["CPUExecutionProvider"]
         )
-        for stage in _STAGES
+        for stage in STAGES
     }
     manifest = bundle.manifest
     facts = manifest.model
     tokenizer = Tokenizer.from_file(bundle.tokenizer, facts.word_len)
     ious, errors = [], [0.0]
     for sample in manifest.samples:
+        height, width = sample.height, sample.width
         rgb = decode(bundle.sample_image(sample))
         image = normalise(letterbox(rgb, facts.input_size))[None]
         tokens = tokenizer.encode([sample.expression]).tokens
@@ -60,7 +60,7 @@ def prove(bundle: Bundle, folder: Path) -> WebParity:
         expected = bundle.sample_logits(sample)
         errors.append(float(np.abs(logits - expected).max()))
         found, due = (
-            mask_from_logits(values, *rgb.shape[:2], facts.input_size, facts.threshold)
+            mask_from_logits(values, height, width, facts.input_size, facts.threshold)
             for values in (logits, expected)
         )
         ious.append(overlap(found, due).iou)
@@ -79,7 +79,7 @@ def prove(bundle: Bundle, folder: Path) -> WebParity:
 def _run(sessions: dict[GraphName, Any], image: Any, tokens: Any) -> Any:
     """Logits (h, w) float32 of one image (1, 3, S, S) and its tokens (1, word_len)."""
     tensors: dict[str, Any] = {"image": image, "tokens": tokens}
-    for stage in _STAGES:
+    for stage in STAGES:
         session = sessions[stage]
         names = [output.name for output in session.get_outputs()]
         feeds = {entry.name: tensors[entry.name] for entry in session.get_inputs()}

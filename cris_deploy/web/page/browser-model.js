@@ -1,5 +1,5 @@
-// Who finds masks: the bundle in this browser, or the server that showed the page. Both have
-// `open()`, `see(picture)` and `find(expression)`, which gives probabilities at the picture's size.
+// The bundle in this browser. As ServerModel it has `open()`, `see(picture)` and `find(expression)`,
+// which gives probabilities at the picture's size.
 
 import { letterbox } from "./letterbox.js";
 import { probabilities } from "./mask.js";
@@ -83,48 +83,6 @@ export class BrowserModel {
       this.worker.postMessage({ ...message, id }, transfer);
     });
   }
-}
-
-export class ServerModel {
-  /** `url` is that of cris-serve. The masks come thresholded. */
-  constructor(url = ".") {
-    this.url = url;
-    this.where = "server";
-  }
-
-  async open() {
-    const answer = await fetch(`${this.url}/ready`).catch(() => null);
-    if (!answer?.ok) throw new Error("The server is not ready: try again in a moment.");
-    const version = await fetch(`${this.url}/v2`).then((found) => found.json());
-    this.facts = { threshold: null, title: version.name };
-    return this;
-  }
-
-  async see(picture) {
-    this.picture = await new Promise((resolve) => picture.toBlob(resolve, "image/png"));
-    this.image = null;
-    return { milliseconds: 0 };
-  }
-
-  async find(expression, threshold) {
-    const began = performance.now();
-    const form = new FormData();
-    form.append("image", this.picture, "picture.png");
-    form.append("expression", expression);
-    if (threshold !== undefined) form.append("threshold", threshold);
-    const answer = await fetch(`${this.url}/v1/segment?format=png`, { method: "POST", body: form });
-    if (!answer.ok) throw new Error(sentence((await answer.json()).error));
-    const bitmap = await createImageBitmap(await answer.blob());
-    const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
-    const context = canvas.getContext("2d");
-    context.drawImage(bitmap, 0, 0);
-    const { data } = context.getImageData(0, 0, bitmap.width, bitmap.height);
-    const values = new Float32Array(bitmap.width * bitmap.height);
-    for (let i = 0; i < values.length; i++) values[i] = data[4 * i] > 127 ? 1 : 0;
-    return { values, truncated: false, milliseconds: performance.now() - began };
-  }
-
-  close() {}
 }
 
 /** What went wrong as one sentence that a person reads. */
