@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,16 +59,3 @@ def ray_serving(folder: Path, args: Mapping[str, Any], log: Path) -> Iterator[Se
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def processes(parent: int, title: str) -> list[int]:
-    """Processes below another whose title begins so; Ray's workers have `ray::` and their class."""
-    found, pids = [], [parent]
-    while pids:
-        folder = Path(f"/proc/{pids.pop()}")
-        with suppress(OSError):  # it has ended meanwhile
-            if folder.joinpath("cmdline").read_text().startswith(title):
-                found.append(int(folder.name))
-            for children in folder.glob("task/*/children"):
-                pids += map(int, children.read_text().split())
-    return found

@@ -11,9 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
+from cris_bench.scopes.processes import below
 from cris_deploy import Engine
 from cris_deploy.errors import CrisError
-from tests.helpers.ray_app import environment, processes, ray_python, ray_serving
+from tests.helpers.ray_app import environment, ray_python, ray_serving
 from tests.helpers.server import Server
 
 WORDS = ["a b", "c", "a b"]
@@ -77,7 +78,7 @@ def test_other_refusals_are_cris_serve_s(ray_server: Server, picture: bytes) -> 
 
 def test_a_killed_replica_is_started_again(ray_server: Server, picture: bytes) -> None:
     def replicas() -> list[int]:
-        return processes(ray_server.process.pid, "ray::ServeReplica")
+        return below(ray_server.process.pid, "ray::ServeReplica")
 
     (first,) = replicas()
     os.kill(first, signal.SIGKILL)
