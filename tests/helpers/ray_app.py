@@ -42,6 +42,7 @@ def ray_serving(folder: Path, args: Mapping[str, Any], log: Path) -> Iterator[Se
     serve = ray_python().with_name("serve")
     config = yaml.safe_load((ROOT / "containers/ray/serve.yaml").read_text())
     port = config["http_options"]["port"] = free_port()
+    config["http_options"]["request_timeout_s"] = 5
     config["applications"][0]["args"] = {**args}
     path = folder / "serve.yaml"
     path.write_text(yaml.safe_dump(config))
