@@ -77,7 +77,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="cris-bench ray",
         description="Kill replicas under requests and workers under a job; what is lost?",
-        examples=("cris-bench ray demo/scenes.bundle --requests 1800 --images 5000 -o ray.json",),
+        examples=(
+            "cris-bench ray demo/scenes.bundle --requests 1800 --images 5000 -o ray.json",
+            "cris-bench ray demo/scenes.bundle --kills 6 --images 0",
+        ),
     )
     add_common(parser)
     add = parser.add_argument
