@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+RAY := .venv-ray
+RAY_STAMP := $(RAY)/.installed
+WEB := build/web/node_modules
 DEMO := demo
 DEMO_EXPRESSIONS := "the purple cross" "the small red star" "the leftmost red square" \
     "the red square right of the red star"
-
-WEB := build/web/node_modules
 
 .PHONY: demo web test lint types unit sanitize bench train-demo ablation clean help
 
@@ -40,7 +41,7 @@ lint: $(STAMP) ## ruff
 types: $(STAMP) ## mypy --strict
 	$(BIN)/mypy
 
-unit: $(STAMP) $(WEB) ## pytest
+unit: $(STAMP) $(RAY_STAMP) $(WEB) ## pytest
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 sanitize: $(STAMP) ## The kernel tests under AddressSanitizer and UBSan
@@ -73,3 +74,13 @@ $(STAMP): pyproject.toml CMakeLists.txt $(wildcard kernels/*.h kernels/*/*)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[cpu,export,train,dev]'
 	touch $@
+
+# Ray is 0.75 GB: an environment of its own, which sees the packages of the other one.
+SITE := python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+EXTRA := python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+    print(p["optional-dependencies"]["ray"][0])'
+$(RAY_STAMP): $(STAMP)
+	test -x $(RAY)/bin/python || $(BIN)/python -m venv $(RAY)
+	echo "import site; site.addsitedir('$$($(BIN)/$(SITE))')" > "$$($(RAY)/bin/$(SITE))/project.pth"
+	$(RAY)/bin/python -m pip install --quiet "$$($(BIN)/$(EXTRA))" && touch $@ \
+	    || echo "Ray cannot be had here: its tests are skipped and say so"
