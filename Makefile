@@ -30,7 +30,7 @@ demo: $(STAMP) ## Export the demo checkpoint, prove it, segment a scene: demo/ov
 
 web: $(STAMP) $(WEB) ## A page that finds masks in the browser, of the demo's bundle: demo/page
 	test -d $(DEMO)/scenes.bundle || $(MAKE) demo
-	$(BIN)/cris-export web $(DEMO)/scenes.bundle $(DEMO)/page --modules $(WEB)
+	$(BIN)/cris-export web $(DEMO)/scenes.bundle $(DEMO)/page --modules $(WEB) --scene train/demo/page
 
 test: lint types unit ## Lint, type-check and run all tests
 
