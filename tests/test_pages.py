@@ -28,5 +28,5 @@ def named(page: Path) -> list[str]:
 def test_paths_are_there(page: Path) -> None:
     starts = [page.parent, *(ROOT / start for start in STARTS)]
     for name in named(page):
-        made = name.startswith(("data/", "runs/", "demo/"))  # by the commands of the page
+        made = name.startswith(("data/", "runs/", "demo/", "segmented/"))  # by the commands of the page
         assert made or any((start / name).exists() for start in starts), name
