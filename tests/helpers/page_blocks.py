@@ -29,6 +29,8 @@ REASONS: Final = (
     "needs a data set",
     "needs a checkpoint of full size",
     "needs HAProxy",
+    "needs Ray",
+    "needs Triton",
     "needs bfloat16 in the processor",
     "needs several machines",
     "takes minutes",
@@ -61,7 +63,19 @@ PARSERS: Final = {
 """Command -> module with its `_parser`; subcommands first."""
 OTHERS: Final = {
     *("pip", "python", "python3", "pre-commit", "pytest", "ruff", "make", "torchrun", "curl"),
-    *("haproxy", "docker", "kubectl", "git", "sha256sum", "cut", "nvidia-smi", "test", "."),
+    *(
+        "haproxy",
+        "serve",
+        "tritonserver",
+        "docker",
+        "kubectl",
+        "git",
+        "sha256sum",
+        "cut",
+        "nvidia-smi",
+        "test",
+        ".",
+    ),
     *("compute-sanitizer", "kill", "until", "sleep", "do", "done", "mkdir", "cat", "cp", "mv"),
 }
 
