@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cris_deploy.execution.backends import Compute
@@ -27,7 +26,7 @@ from cris_train.model.pretrained import load_clip
 from cris_train.run.course import Course, parts_of
 from cris_train.run.distributed import Process
 from cris_train.run.losses import TextToPixelLoss
-from cris_train.run.optim import optimizer, rate_factor
+from cris_train.run.optim import optimizer, scheduler, set_rates
 from cris_train.run.recipe import TrainConfig
 from cris_train.run.recompute import recompute_activations
 from cris_train.run.sync_norm import synchronised
@@ -69,8 +68,9 @@ class Learner:
         if config.recompute:
             recompute_activations(self.model)
         self.optimizer = optimizer(self.model, config)
-        factor = rate_factor(config, course.steps, course.steps_per_epoch[0])
-        self.scheduler = LambdaLR(self.optimizer, factor)
+        self.scheduler = scheduler(
+            self.optimizer, self.model, config, course.steps, course.steps_per_epoch[0]
+        )
         self.scaler = torch.amp.GradScaler(
             process.device.type, enabled=config.precision is Compute.FP16
         )
@@ -197,6 +197,7 @@ class Learner:
         self.model.load_state_dict(weights, strict=True)
         self.optimizer.load_state_dict(dict(state["optimizer"]))
         self.scheduler.load_state_dict(dict(state["scheduler"]))
+        set_rates(self.scheduler)  # `epochs` may have changed
         self.scaler.load_state_dict(dict(state["scaler"]))
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
