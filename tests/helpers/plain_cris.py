@@ -128,10 +128,10 @@ def _neck(p: Named, c3: Tensor, c4: Tensor, c5: Tensor, sentence: Tensor) -> Ten
 def _decoder(p: Named, config: CrisConfig, fused: Tensor, words: Tensor, padding: Tensor) -> Tensor:
     height, width = fused.shape[2:]
     half = fused.shape[1] // 2
-    across = _sines(width, half).to(fused).repeat(height, 1)
-    down = _sines(height, half).to(fused).repeat_interleave(width, 0)
+    across = sines(width, half).to(fused).repeat(height, 1)
+    down = sines(height, half).to(fused).repeat_interleave(width, 0)
     where = torch.cat([across, down], 1)
-    order = _sines(words.shape[1], words.shape[2]).to(fused)
+    order = sines(words.shape[1], words.shape[2]).to(fused)
     v = fused.flatten(2).transpose(1, 2)
     for layer in range(config.decoder_layers):
         at, heads = f"decoder.layers.{layer}.", config.decoder_heads
@@ -160,7 +160,8 @@ def _projector(p: Named, fused: Tensor, sentence: Tensor) -> Tensor:
     return torch.cat(maps)
 
 
-def _sines(length: int, width: int) -> Tensor:
+def sines(length: int, width: int) -> Tensor:
+    """(length, width): sine in even channels, cosine in odd ones."""
     code = torch.zeros(length, width)
     for place in range(length):
         for pair in range(width // 2):

@@ -10,12 +10,13 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
-from cris_deploy.errors import DataError, InputError
+from cris_deploy.errors import InputError
 from cris_train.data.batch import Batch, PackedBatch
 from cris_train.data.dataset import ReferData
 from cris_train.data.feed import FeedPlan
 from cris_train.data.pictures import require_pictures
 from cris_train.data.rows import Part, Request, Row, Rows, gather, generator, one_cv2_thread
+from cris_train.errors import ReaderError
 
 # Batches that each worker prepares ahead: so many and the one in use are in memory.
 PREFETCH = 2
@@ -178,7 +179,7 @@ class Feed:
 
 @contextmanager
 def lost_workers_named(workers: int) -> Iterator[None]:
-    """Raise DataError when torch says that a worker is gone.
+    """Raise ReaderError when torch says that a worker is gone.
 
     It says so in a signal's handler, wherever the process is: whoever trains is to have this around
     its steps, too.
@@ -191,8 +192,8 @@ def lost_workers_named(workers: int) -> Iterator[None]:
         raise _ended(error, workers) from error
 
 
-def _ended(error: Exception, workers: int) -> DataError:
-    return DataError(
+def _ended(error: Exception, workers: int) -> ReaderError:
+    return ReaderError(
         f"a process that reads pictures ended ({error}): memory is the usual reason, lower "
         f"workers (now {workers}) or images_per_batch"
     )

@@ -105,7 +105,8 @@ class TrainConfig:
             `compile`.
         sync_batch_norm: Batch statistics over all processes.
         compile: torch.compile.
-        deterministic: On a GPU, only kernels that repeat exactly; on a CPU they do anyway.
+        deterministic: On a GPU, only kernels that repeat exactly, or an error that names the
+            operation; on a CPU they do anyway.
         ema: Decay of an average of the weights, such as 0.999, that is measured and kept as best
             instead of the weights; 0 for none.
         validate_every: Expressions between two validations; 0 for an epoch.
