@@ -2,9 +2,11 @@
 
 import math
 import os
+import pickle
 import shutil
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,12 +18,14 @@ from cris_deploy.execution.backends import Compute
 from cris_train.data.feed import Draw
 from cris_train.data.splits import open_split
 from cris_train.errors import TrainingError
+from cris_train.evaluation.metrics import MaskMetrics
 from cris_train.model import Cris
 from cris_train.model.backbone import Backbone, ImageFeatures
 from cris_train.run.course import Course
 from cris_train.run.distributed import Process
 from cris_train.run.learner import Learner, repeat_exactly
 from cris_train.run.loop import TrainResult, train
+from cris_train.run.validation import Validation
 from cris_train.synthetic.refer_files import write_scenes
 from tests.helpers.training import content, losses, rows, tiny_recipe
 
@@ -202,3 +206,18 @@ def test_an_unreadable_training_picture_costs_nothing(folder: Path, tmp_path: Pa
 def test_no_split_of_that_name(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"in split 'dev': it has train, val; .*val_split of a rec"):
         run(folder, tmp_path, val_split="dev")
+
+
+def test_what_ends_one_process_ends_all(folder: Path, tmp_path: Path) -> None:
+    """Or the others would wait for its numbers for ever."""
+
+    class Together(Process):
+        def all_of(self, value: Any) -> list[Any]:
+            other = (MaskMetrics(), DataError("a mask of another process's share"), {})
+            return [pickle.loads(pickle.dumps(each)) for each in (value, other)]
+
+    config = tiny_recipe(folder, tmp_path)
+    validation = Validation(config, Together(torch.device("cpu")), open_split(folder, "val"))
+    learner: Any = SimpleNamespace(judged=Cris(config.model).eval(), autocast=None)
+    with pytest.raises(DataError, match="of another process's share"):
+        validation.measure(learner)

@@ -165,11 +165,12 @@ class _Run:
             self._note(self.learner.look())
             if self.progress.step:
                 self._save()
-            raise self._unusable(error) from error
+            saved = (self.folder / state.LAST).exists()
+            raise self._unusable(error, saved) from error
 
-    def _unusable(self, error: CrisError) -> CrisError:
+    def _unusable(self, error: CrisError, saved: bool) -> CrisError:
         """The error with what to do about it."""
-        again = "go on with --resume" if (self.folder / state.LAST).exists() else "start again"
+        again = "go on with --resume" if saved else "start again"
         skips = self.config.skip_broken or isinstance(error, ReaderError)
         mend = "" if skips else "mend it, or leave such pictures out with skip_broken=true, and "
         return type(error)(f"{error}; {mend}{again}")
@@ -216,7 +217,7 @@ class _Run:
                 self.metrics = self.validation.measure(self.learner)
         except UNUSABLE as error:
             self._save()
-            raise self._unusable(error) from error
+            raise self._unusable(error, saved=True) from error
         self.progress.owed = False
         self._record(self.metrics)
 
