@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from cris_train.errors import ReaderError
 PREFETCH = 2
 # What it is to take a batch over from a worker that has just ended.
 LOST = (ConnectionError, EOFError, FileNotFoundError)
+# By then the signal of that worker's end is here, too, and not anywhere later in the process.
+SIGNAL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -151,14 +154,17 @@ class Feed:
     def _parts(self) -> Iterator[Part]:
         if self._plan.workers:  # the first pass starts them
             one_cv2_thread()
-        parts: Iterator[Part] = iter(self._loader)
+        parts: Iterator[Part] | None = None
         while True:
             with lost_workers_named(self._plan.workers):
                 try:
+                    # A pass after the first one talks with the workers before its first batch.
+                    parts = iter(self._loader) if parts is None else parts
                     part = next(parts)
                 except StopIteration:
                     return
                 except LOST as error:
+                    time.sleep(SIGNAL_SECONDS)
                     raise _ended(error, self._plan.workers) from error
             yield part
 
