@@ -75,7 +75,7 @@ class TrainConfig:
         split_by: Who split it: unc, umd or google.
         train_split: Name of the split to learn from.
         val_split: Name of the split to measure on.
-        skip_broken: Leave out, and count, training pictures that cannot be used; else an error.
+        skip_broken: Leave out, and count, unusable pictures of either split; else an error.
         output: Folder for checkpoints and logs.
         seed: Of initialisation, order, draws and dropout.
         draw: What an epoch is: every object once (object) or every picture once (image).
