@@ -10,7 +10,7 @@ DEMO := demo
 DEMO_EXPRESSIONS := "the purple cross" "the small red star" "the leftmost red square" \
     "the red square right of the red star"
 
-.PHONY: demo web test lint types unit sanitize bench train-demo ablation clean help
+.PHONY: demo web test lint types unit docs sanitize bench train-demo ablation clean help
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -43,6 +43,9 @@ types: $(STAMP) ## mypy --strict
 
 unit: $(STAMP) $(RAY_STAMP) $(WEB) ## pytest
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+docs: $(STAMP) ## The documentation site: build/site/index.html
+	$(BIN)/python -m sphinx -c docs -nW --keep-going -b html . build/site
 
 sanitize: $(STAMP) ## The kernel tests under AddressSanitizer and UBSan
 	kernels/sanitize.sh $(BIN)/python

@@ -11,6 +11,19 @@ from cris_deploy.cli import Parser, guarded
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse and write. Exit 0, or 2 for unusable input."""
+    args = _parser().parse_args(argv)
+
+    def run() -> int:
+        from cris_train.synthetic.refer_files import write_scenes
+
+        counts = {"train": args.train, "val": args.val}
+        write_scenes(args.output, counts, args.seed, workers=args.workers)
+        return 0
+
+    return guarded("cris-scenes", run)
+
+
+def _parser() -> Parser:
     parser = Parser(
         prog="cris-scenes",
         description="Generate referring scenes (shapes, colours, sizes, positions, relations) in "
@@ -25,16 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--val", type=int, default=500, metavar="N", help="scenes (500)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of all splits (0)")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes (2)")
-    args = parser.parse_args(argv)
-
-    def run() -> int:
-        from cris_train.synthetic.refer_files import write_scenes
-
-        counts = {"train": args.train, "val": args.val}
-        write_scenes(args.output, counts, args.seed, workers=args.workers)
-        return 0
-
-    return guarded("cris-scenes", run)
+    return parser
 
 
 if __name__ == "__main__":
