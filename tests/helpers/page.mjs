@@ -1,7 +1,7 @@
 // Drives a page in Chromium: node page.mjs URL MODULES CHROMIUM < plan.json > report.json
 //
 // The plan has `steps`; each gives one entry of the report: {do: "ready"}, {do: "picture", file},
-// {do: "find", words}, {do: "tokens", words}, {do: "put", name}, {do: "key", keys}, {do: "offline"},
+// {do: "find", words}, {do: "tokens", words}, {do: "square"}, {do: "put", name}, {do: "key", keys}, {do: "offline"},
 // {do: "reload"}, {do: "wait", text}, {do: "screenshot", file}, {do: "text", id}.
 
 import { readFileSync } from "node:fs";
@@ -56,6 +56,12 @@ const steps = {
       return error.message;
     }
   }), words),
+  square: () => page.evaluate(async () => {
+    const { letterbox } = await import("./letterbox.js");
+    const { width, height } = document.getElementById("picture");
+    const rgba = document.getElementById("picture").getContext("2d").getImageData(0, 0, width, height).data;
+    return Array.from(letterbox(rgba, height, width, window.cris.model.facts.input_size));
+  }),
   async put({ name }) {
     await page.click(`#things button[title="${name}"]`);
     await page.waitForSelector(`#handles button[title="${name}"]`);

@@ -65,8 +65,9 @@ PARSERS: Final = {
 }
 """Command -> module with its `_parser`; subcommands first."""
 OTHERS: Final = {
-    *("pip", "python", "python3", "pre-commit", "pytest", "ruff", "make", "torchrun", "curl", "npm"),
+    *("pip", "python", "python3", "pre-commit", "pytest", "ruff", "make", "torchrun", "curl"),
     *(
+        "npm",
         "haproxy",
         "serve",
         "tritonserver",

@@ -66,6 +66,11 @@ def mask_of(query: dict[str, Any], shape: tuple[int, ...]) -> NDArray[np.bool_]:
     return np.frombuffer(query["mask"].encode(), np.uint8).reshape(shape) == ord("1")
 
 
+def square_of(bundle: Path, picture: Path) -> NDArray[np.float32]:
+    """The engine's own input (3, S, S) for a picture."""
+    return normalise(letterbox(decode(picture), Bundle.open(bundle).manifest.model.input_size))
+
+
 def logits_of(engine: Engine, bundle: Path, picture: Path, words: list[str]) -> Any:
     """What the bundle's full graph gives in ONNX Runtime."""
     import onnxruntime
@@ -75,7 +80,7 @@ def logits_of(engine: Engine, bundle: Path, picture: Path, words: list[str]) -> 
     session = onnxruntime.InferenceSession(
         opened.graph(GraphName.FULL), providers=["CPUExecutionProvider"]
     )
-    image = normalise(letterbox(decode(picture), facts.input_size))[None]
+    image = square_of(bundle, picture)[None]
     tokens = Tokenizer.from_file(opened.tokenizer, facts.word_len).encode(words).tokens
     images = np.repeat(image, len(words), axis=0)
     return session.run(None, {"image": images, "tokens": tokens})[0][:, 0]
@@ -92,11 +97,17 @@ def test_masks_are_those_of_the_engine(
         cv2.imwrite(str(picture), render(scene).image[:, :, ::-1])
         words = [describe(scene, target, rng)[0].text for target in range(2)]
         asked.append((picture, words))
-        steps += [{"do": "picture", "file": str(picture)}, {"do": "find", "words": words}]
+        steps += [
+            {"do": "picture", "file": str(picture)},
+            {"do": "square"},
+            {"do": "find", "words": words},
+        ]
     report = drive(host, steps)
     assert report[0]["isolated"]  # the service worker sees to it, on a host without headers
     ious = []
-    for (picture, words), found in zip(asked, report[2::2], strict=True):
+    for (picture, words), square, found in zip(asked, report[2::3], report[3::3], strict=True):
+        # The same bytes; the page normalises them in float64.
+        np.testing.assert_allclose(square, square_of(bundle, picture).ravel(), atol=1e-6)
         logits = logits_of(engine, bundle, picture, words)
         results = engine.segment(picture, words)
         for query, expected, result in zip(found, logits, results, strict=True):
