@@ -106,8 +106,11 @@ def test_masks_are_those_of_the_engine(
     assert report[0]["isolated"]  # the service worker sees to it, on a host without headers
     ious = []
     for (picture, words), square, found in zip(asked, report[2::3], report[3::3], strict=True):
-        # The same bytes; the page normalises them in float64.
-        np.testing.assert_allclose(square, square_of(bundle, picture).ravel(), atol=1e-6)
+        # A byte is 0.0146 after normalising, which the page does in float64. Sums of 16 products
+        # that end halfway between two bytes may be rounded either way.
+        error = np.abs(np.asarray(square) - square_of(bundle, picture).ravel())
+        assert error.max() < 0.015
+        assert np.mean(error > 1e-6) < 1e-4
         logits = logits_of(engine, bundle, picture, words)
         results = engine.segment(picture, words)
         for query, expected, result in zip(found, logits, results, strict=True):
