@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RAY := .venv-ray
 RAY_STAMP := $(RAY)/.installed
+WEB := build/web/node_modules
 DEMO := demo
 DEMO_EXPRESSIONS := "the purple cross" "the small red star" "the leftmost red square" \
     "the red square right of the red star"
 
-.PHONY: demo test lint types unit docs sanitize bench train-demo ablation clean help
+.PHONY: demo web test lint types unit docs sanitize bench train-demo ablation clean help
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -27,6 +28,10 @@ demo: $(STAMP) ## Export the demo checkpoint, prove it, segment a scene: demo/ov
 	@echo "  $(BIN)/cris-export --ckpt your_cris_checkpoint.pth --word-len 17"
 	@echo "  $(BIN)/cris-bench; $(BIN)/cris-info"
 
+web: $(STAMP) $(WEB) ## A page that finds masks in the browser, of the demo's bundle: demo/page
+	test -d $(DEMO)/scenes.bundle || $(MAKE) demo
+	$(BIN)/cris-export web $(DEMO)/scenes.bundle $(DEMO)/page --modules $(WEB) --scene train/demo/page
+
 test: lint types unit ## Lint, type-check and run all tests
 
 lint: $(STAMP) ## ruff
@@ -36,7 +41,7 @@ lint: $(STAMP) ## ruff
 types: $(STAMP) ## mypy --strict
 	$(BIN)/mypy
 
-unit: $(STAMP) $(RAY_STAMP) ## pytest
+unit: $(STAMP) $(RAY_STAMP) $(WEB) ## pytest
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 docs: $(STAMP) ## The documentation site: build/site/index.html
@@ -56,6 +61,12 @@ train-demo: $(STAMP) ## Train the demo checkpoint again (an hour on two cores)
 ablation: $(STAMP) ## Table 1's ablation on generated scenes (an hour or more on two cores)
 	test -d data/scenes || $(BIN)/cris-scenes data/scenes --train 20000 --val 400 --seed 0
 	$(BIN)/python -m cris_train.run.ablation --config train/configs/ablation.yaml
+
+$(WEB): cris_deploy/web/package.json cris_deploy/web/package-lock.json
+	mkdir -p $(dir $@)
+	cp $^ $(dir $@)
+	if command -v npm >/dev/null; then cd $(dir $@) && npm ci --silent --no-audit --no-fund; \
+	else echo "npm is not installed: the page is not tested"; fi
 
 clean: ## Remove what the targets made (not .venv)
 	rm -rf build dist $(DEMO) .pytest_cache .mypy_cache .ruff_cache

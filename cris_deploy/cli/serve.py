@@ -55,6 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--traces", action="store_true", help="OpenTelemetry traces, as OTEL_* variables say where"
     )
+    where.add_argument(
+        "--page", metavar="DIR", help="what cris-export web wrote: the page at / computes, too"
+    )
     where.add_argument("--openapi", action="store_true", help="print the OpenAPI document")
     where.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     engine = parser.add_argument_group("engine")

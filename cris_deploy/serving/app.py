@@ -29,6 +29,7 @@ from cris_deploy.serving.guard import Guard
 from cris_deploy.serving.metrics import CONTENT_TYPE, Metrics
 from cris_deploy.serving.openapi import SEGMENT
 from cris_deploy.serving.options import ServeOptions, from_environment
+from cris_deploy.serving.page import add_page
 from cris_deploy.serving.requests import check_expressions, read_upload
 from cris_deploy.serving.service import Service
 
@@ -99,6 +100,8 @@ def create_app(
     _add_probes(app, service, metrics)
     _add_segment(app, service)
     _add_v2(app, service)
+    if token is None:  # a browser that opens a page sends none
+        add_page(app, options)
     return app
 
 

@@ -38,6 +38,7 @@ class ServeOptions:
         max_characters: Of an expression.
         kept_images: Images that can be asked again without sending them.
         kept_seconds: For how long.
+        page: Folder that `cris-export web` wrote, whose page then computes in the browser, too.
         self_test: Whether the bundle's samples are run before the worker is ready.
     """
 
@@ -59,6 +60,7 @@ class ServeOptions:
     max_characters: int = 1000
     kept_images: int = 64
     kept_seconds: float = 300.0
+    page: str | None = None
     self_test: bool = True
 
     def __post_init__(self) -> None:

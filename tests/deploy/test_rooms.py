@@ -29,6 +29,7 @@ ROOMS = (
     "proof",
     PACKAGE,
     "batch",
+    "web",
     "serving",
     "cli",
 )

@@ -31,6 +31,7 @@ REASONS: Final = (
     "needs HAProxy",
     "needs Ray",
     "needs Triton",
+    "needs npm",
     "needs bfloat16 in the processor",
     "needs several machines",
     "takes minutes",
@@ -43,6 +44,7 @@ REASONS: Final = (
 PARSERS: Final = {
     "cris-export check": "cris_export.cli.check",
     "cris-export build": "cris_export.cli.build",
+    "cris-export web": "cris_export.cli.web",
     "cris-export": "cris_export.cli.main",
     "cris-segment": "cris_deploy.cli.segment",
     "cris-serve": "cris_deploy.cli.serve",
@@ -65,6 +67,7 @@ PARSERS: Final = {
 OTHERS: Final = {
     *("pip", "python", "python3", "pre-commit", "pytest", "ruff", "make", "torchrun", "curl"),
     *(
+        "npm",
         "haproxy",
         "serve",
         "tritonserver",
