@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TRITON := .venv-triton
 DEMO := demo
 DEMO_EXPRESSIONS := "the purple cross" "the small red star" "the leftmost red square" \
     "the red square right of the red star"
@@ -34,7 +35,7 @@ lint: $(STAMP) ## ruff
 types: $(STAMP) ## mypy --strict
 	$(BIN)/mypy
 
-unit: $(STAMP) ## pytest
+unit: $(STAMP) $(TRITON) ## pytest
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 sanitize: $(STAMP) ## The kernel tests under AddressSanitizer and UBSan
@@ -61,3 +62,8 @@ $(STAMP): pyproject.toml CMakeLists.txt $(wildcard kernels/*.h kernels/*/*)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[cpu,export,train,dev]'
 	touch $@
+
+# A real Triton server for the tests and cris-bench ways. Its wheel wants NumPy below 2, so it lives by
+# itself; where it cannot be had, these tests are skipped and say so.
+$(TRITON):
+	-$(PYTHON) -m venv $@ && $@/bin/python -m pip install --quiet 'nvidia-pytriton==0.7.0' || rm -rf $@
