@@ -3,7 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+RAY := .venv-ray
+RAY_STAMP := $(RAY)/.installed
 TRITON := .venv-triton
+TRITON_STAMP := $(TRITON)/.installed
 DEMO := demo
 DEMO_EXPRESSIONS := "the purple cross" "the small red star" "the leftmost red square" \
     "the red square right of the red star"
@@ -35,7 +38,7 @@ lint: $(STAMP) ## ruff
 types: $(STAMP) ## mypy --strict
 	$(BIN)/mypy
 
-unit: $(STAMP) $(TRITON) ## pytest
+unit: $(STAMP) $(RAY_STAMP) $(TRITON_STAMP) ## pytest
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 sanitize: $(STAMP) ## The kernel tests under AddressSanitizer and UBSan
@@ -63,7 +66,18 @@ $(STAMP): pyproject.toml CMakeLists.txt $(wildcard kernels/*.h kernels/*/*)
 	$(BIN)/python -m pip install --quiet --editable '.[cpu,export,train,dev]'
 	touch $@
 
-# A real Triton server for the tests and cris-bench ways. Its wheel wants NumPy below 2, so it lives by
-# itself; where it cannot be had, these tests are skipped and say so.
-$(TRITON):
-	-$(PYTHON) -m venv $@ && $@/bin/python -m pip install --quiet 'nvidia-pytriton==0.7.0' || rm -rf $@
+# Ray is 0.75 GB: an environment of its own, which sees the packages of the other one.
+SITE := python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+EXTRA := python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+    print(p["optional-dependencies"]["ray"][0])'
+$(RAY_STAMP): $(STAMP)
+	test -x $(RAY)/bin/python || $(BIN)/python -m venv $(RAY)
+	echo "import site; site.addsitedir('$$($(BIN)/$(SITE))')" > "$$($(RAY)/bin/$(SITE))/project.pth"
+	$(RAY)/bin/python -m pip install --quiet "$$($(BIN)/$(EXTRA))" && touch $@ \
+	    || echo "Ray cannot be had here: its tests are skipped and say so"
+
+# A real Triton server, whose wheel wants NumPy below 2: an environment of its own, too.
+$(TRITON_STAMP):
+	test -x $(TRITON)/bin/python || $(PYTHON) -m venv $(TRITON)
+	$(TRITON)/bin/python -m pip install --quiet 'nvidia-pytriton==0.7.0' && touch $@ \
+	    || echo "Triton cannot be had here: its tests are skipped and say so"

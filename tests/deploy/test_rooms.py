@@ -28,6 +28,7 @@ ROOMS = (
     "batcher",
     "proof",
     PACKAGE,
+    "batch",
     "serving",
     "cli",
 )

@@ -1,6 +1,6 @@
 """A real Triton on this machine, without containers: the server inside NVIDIA's pytriton wheel.
 
-That wheel wants NumPy below 2, so it has a virtual environment of its own (`make .venv-triton`).
+That wheel wants NumPy below 2, so it has a virtual environment of its own.
 Its server runs models of the Python backend alone, here in this process's Python.
 """
 
@@ -26,7 +26,7 @@ from cris_deploy.errors import BackendError
 VENV: Final = Path(".venv-triton")
 """Where `make` puts it."""
 _READY_SECONDS: Final = 120.0
-_INSTALL: Final = "run make .venv-triton (Linux on x86-64)"
+_INSTALL: Final = "run make .venv-triton/.installed (Linux on x86-64)"
 
 
 @dataclass(frozen=True)
