@@ -28,6 +28,7 @@ SUBCOMMANDS: Final = {
     "batcher": "cris_bench.scopes.batcher",
     "serve": "cris_bench.scopes.serving",
     "video": "cris_bench.scopes.video",
+    "ways": "cris_bench.scopes.ways",
 }
 """Name -> module with its `main`, imported when it is asked for."""
 ALL: Final = "all"
