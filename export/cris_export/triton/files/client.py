@@ -8,6 +8,7 @@ nothing on the server, so that asking again is safe.
 
 import argparse
 import importlib
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+_log = logging.getLogger("cris.triton")
 OUTPUTS = ("rle", "boxes", "areas", "scores", "confidences")
 
 
@@ -64,6 +66,7 @@ class Client:
             except Exception as error:  # the transports have no common base
                 if _is_ours(error) or attempt + 1 == self._attempts:
                     raise
+                _log.info("attempt %d failed: %s", attempt + 1, error)
                 self._next += 1
                 time.sleep(min(1.0, self._pause * 2**attempt))
             else:
