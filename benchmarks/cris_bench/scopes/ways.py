@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any, Final
 
 import numpy as np
@@ -36,6 +36,8 @@ from cris_deploy.execution.backends import AUTO, BackendName
 
 _WARM_UP: Final = 5
 """Turns that are not counted."""
+_PAUSE: Final = 0.01
+"""Seconds before a request, in which the servers end what follows their last answer."""
 _RESAMPLES: Final = 2000
 _TENTH: Final = 10
 
@@ -234,19 +236,20 @@ def _triton_asker(protocol: str) -> Callable[[str], AbstractContextManager[Ask]]
 
 
 def _take_turns(asks: dict[Way, Ask], engine: Engine, fresh: Fresh, turns: int) -> dict[Way, Times]:
-    """Each way once a turn, another first in each; afterwards all answers are checked."""
-    ways, same = list(asks), fresh.file()
+    """Each way once a turn; afterwards all answers are checked."""
+    ways, same, order = list(asks), fresh.file(), np.random.default_rng(0)
     asked: list[tuple[Way, bytes, str, str]] = []
     new: dict[Way, list[float]] = {way: [] for way in ways}
     known: dict[Way, list[float]] = {way: [] for way in ways}
     with tqdm(total=2 * (turns + _WARM_UP), unit="turn", leave=False, disable=None) as bar:
         for store in (new, known):
             for turn in range(turns + _WARM_UP):
-                shift = turn % len(ways)
-                for way in ways[shift:] + ways[:shift]:
+                # In an order drawn anew: who comes after a way has what it leaves, warm or busy.
+                for way in map(ways.__getitem__, order.permutation(len(ways))):
                     # Of one size and kind, and nobody has seen it: two ways share an engine.
                     picture = fresh.file() if store is new else same
                     words = fresh.expression()
+                    sleep(_PAUSE)
                     began = perf_counter()
                     answer = asks[way](picture, words)
                     elapsed = 1e3 * (perf_counter() - began)

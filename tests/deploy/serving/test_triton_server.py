@@ -21,10 +21,10 @@ from cris_bench.ways.triton_server import TritonServer
 from cris_deploy import CrisError, Engine
 from cris_deploy.errors import BackendError
 from cris_deploy.serving.triton import OUTPUTS
-from cris_export.triton.options import StageKind
-from cris_export.triton.repository import CLIENT, PROBE
+from cris_export.triton.options import RepositoryOptions, StageKind
+from cris_export.triton.repository import CLIENT, PROBE, write_repository
 from tests.helpers import tiny_bundle as tiny
-from tests.helpers.triton import repository, serving
+from tests.helpers.triton import SMALL, repository, serving
 
 HTTP: Any = pytest.importorskip("tritonclient.http", reason="tritonclient is not installed")
 GRPC: Any = pytest.importorskip("tritonclient.grpc", reason="grpcio is not installed")
@@ -247,7 +247,7 @@ def test_a_request_outlives_a_killed_instance(
     picture: bytes,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The last test of this server: one of its two instances is gone then, and soon the other."""
+    """The last test of this server: its instances are killed, and started again."""
     probe = (models / PROBE).read_text()
     address = f"http://{triton.http}/v2/models/cris/infer"
     assert httpx.post(address, content=probe, timeout=30).json()["outputs"][0]["name"] == "scores"
@@ -275,8 +275,45 @@ def test_a_request_outlives_a_killed_instance(
     os.kill(stubs[1], signal.SIGKILL)
     # What Triton itself says of its health stays well; the probe that infers does not.
     assert httpx.post(address, content=probe, timeout=30).status_code >= 500
+    assert httpx.get(f"http://{triton.http}/v2/health/live").status_code == 200
     with pytest.raises(Exception, match="not healthy"):
         client.Client([triton.http], HTTP, attempts=2).segment(picture, ["a b"])
+    # Loading it once more mends it, if a file is newer: else Triton finds nothing to do.
+    (models / "cris/1/model.py").touch()
+    load = f"http://{triton.http}/v2/repository/models/cris/load"
+    assert httpx.post(load, content="{}", timeout=60).status_code == 200
+    assert len(set(triton.stubs()) - set(stubs)) == 2
+    for _ in range(4):
+        assert httpx.post(address, content=probe, timeout=30).status_code == 200
+
+
+def test_too_many_requests_are_refused_at_once_and_worth_another_try(
+    tiny_bundle: Path, tmp_path: Path, client: ModuleType
+) -> None:
+    options = RepositoryOptions(
+        StageKind.NONE, max_batch=1, waiting=1, strings=True, settings=SMALL
+    )
+    write_repository(tiny_bundle, tmp_path / "models", options)
+    pixels = np.random.default_rng(0).integers(0, 256, (1500, 2000, 3), np.uint8)
+    with serving(tmp_path / "models", tmp_path / "log") as triton:
+
+        def ask(_: int) -> Any:
+            with HTTP.InferenceServerClient(triton.http) as connection:
+                inputs = [tensor(HTTP, "pixels", pixels[None]), text(HTTP, ["a", "b", "c"])]
+                outputs = [HTTP.InferRequestedOutput("areas")]
+                try:
+                    connection.infer("cris", inputs, outputs=outputs)
+                except HTTP.InferenceServerException as error:
+                    return error
+                return None
+
+        with ThreadPoolExecutor(16) as pool:
+            errors = [error for error in pool.map(ask, range(48)) if error is not None]
+    assert 0 < len(errors) < 48
+    for error in errors:
+        assert "maximum queue size" in str(error)
+        assert error.status() == "503"
+        assert not client._is_ours(error)
 
 
 def test_the_example_asks_once_if_the_request_is_at_fault(client: ModuleType) -> None:
