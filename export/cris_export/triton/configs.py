@@ -32,12 +32,14 @@ class StageFiles:
         max_batch: Most rows in a run.
         by_capability: Compute capability -> file of a plan, such as "8.6"; {} for ONNX.
         profile: Number of the plan's optimisation profile; None for ONNX.
+        basic: Whether ONNX Runtime is to leave out all but basic optimisations.
     """
 
     platform: str
     max_batch: int
     by_capability: Mapping[str, str]
     profile: int | None
+    basic: bool = False
 
 
 def stage_model(graph: GraphName) -> str:
@@ -105,6 +107,8 @@ def stage(
             for rows in sorted({1, files.max_batch})
         ],
     }
+    if files.basic:
+        message["optimization"] = {"graph": {"level": -1}}
     if files.by_capability:
         message["default_model_filename"] = next(iter(files.by_capability.values()))
         message["cc_model_filenames"] = entries(files.by_capability)

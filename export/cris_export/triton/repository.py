@@ -24,7 +24,7 @@ from cris_deploy.serving.triton import BUNDLE, MODEL
 from cris_export.triton import configs
 from cris_export.triton.configs import ENSEMBLE, STAGES, StageFiles
 from cris_export.triton.options import RepositoryOptions, StageKind
-from cris_export.triton.stages import write_graph, write_plans
+from cris_export.triton.stages import require_exact, write_graph, write_plans
 from cris_export.triton.text import Message, to_text
 from cris_export.write import FolderWriter
 
@@ -63,10 +63,13 @@ def write_repository(
 
     Raises:
         BundleError: the bundle is not whole, or was replaced meanwhile.
-        InputError: something else is there, or cannot be written there.
+        InputError: something else is there, or cannot be written there, or ONNX Runtime would
+            give wrong masks (`stages.require_exact`).
         BackendError: there are no plans of the kind that was asked for.
     """
     opened = Bundle.open(bundle)
+    if options.stages is StageKind.ONNXRUNTIME:
+        require_exact(opened)
     if repository.resolve().is_relative_to(opened.path.resolve()):
         raise InputError(f"{repository} lies inside the bundle: give another path")
     with FolderWriter(repository, "a model repository of cris-export triton", MARK) as writer:

@@ -6,16 +6,39 @@ from pathlib import Path
 from typing import Final
 
 from cris_deploy.bundle import plans
-from cris_deploy.bundle.manifest import GraphName
+from cris_deploy.bundle.manifest import GraphName, NumberType, Precision
 from cris_deploy.bundle.plans import PlanRecord, RuntimeName
 from cris_deploy.bundle.plans.listing import why_not_listed
 from cris_deploy.bundle.plans.sidecars import build_command, read_sidecars
 from cris_deploy.bundle.reading import WEIGHTS, Bundle
 from cris_deploy.errors import BackendError, InputError
+from cris_deploy.machine.cpu import EXACT_LEVELS
 from cris_export.triton.configs import StageFiles
 
 _INLINE: Final = 1024
 """Bytes of a tensor that stays in the graph's file."""
+
+
+def require_exact(bundle: Bundle) -> None:
+    """Refuse graphs that give wrong masks where ONNX Runtime is not told what our engine tells it.
+
+    Triton's backend can be given a level of optimisation and a number of threads, but not to leave
+    a single optimisation out.
+
+    Raises:
+        InputError: int8 with float16 between, whose biases it rounds to nothing; or int8 of levels
+            that saturate in 16 bits, on processors without VNNI.
+    """
+    manifest = bundle.manifest
+    if manifest.precision is not Precision.INT8:
+        return
+    half = any(types.nodes.get(NumberType.FLOAT16) for types in manifest.types.values())
+    if half or manifest.weight_levels > EXACT_LEVELS:
+        kind = "float16 between" if half else f"{manifest.weight_levels} levels"
+        raise InputError(
+            f"--stages onnxruntime: int8 with {kind} gives wrong masks in Triton's ONNX Runtime: "
+            "give --stages none, which leaves the model cris, or --stages tensorrt"
+        )
 
 
 def write_graph(bundle: Bundle, graph: GraphName, folder: Path, max_batch: int) -> StageFiles:
@@ -39,7 +62,9 @@ def write_graph(bundle: Bundle, graph: GraphName, folder: Path, max_batch: int) 
         location=WEIGHTS,
         size_threshold=_INLINE,
     )
-    return StageFiles("onnxruntime_onnx", max_batch, {}, None)
+    # As our engine has it: the text encoder in float32, since every pixel reads its results.
+    basic = bundle.manifest.precision is Precision.INT8 and graph is GraphName.TEXT_ENCODER
+    return StageFiles("onnxruntime_onnx", max_batch, {}, None, basic)
 
 
 def write_plans(bundle: Bundle, graph: GraphName, folder: Path, max_batch: int) -> StageFiles:

@@ -149,6 +149,35 @@ def test_the_ensemble_gives_the_engine_s_logits(models: Path, tiny_bundle: Path)
             assert expected.std() > 1e-2
 
 
+def as_int8(bundle: Path, levels: int, half: bool) -> None:
+    """Let the manifest say so; the graphs stay what they are."""
+    tiny.edit(bundle, "precision", value="int8")
+    facts = {"weight_levels": levels, "correlation": 1.0, "min_correlation": 0.9}
+    tiny.edit(bundle, "quantisation", value=facts)
+    if half:
+        tiny.edit(bundle, "types", "mask_decoder", "nodes", value={"float16": 3})
+
+
+@pytest.mark.parametrize(
+    ("levels", "half", "said"),
+    [(63, True, "float16 between"), (127, False, "127 levels"), (63, False, None)],
+)
+def test_int8_that_onnxruntime_gets_wrong_is_refused(
+    own_bundle: Path, tmp_path: Path, levels: int, half: bool, said: str | None
+) -> None:
+    as_int8(own_bundle, levels, half)
+    write_repository(own_bundle, tmp_path / "models", RepositoryOptions(StageKind.NONE))
+    if said is not None:
+        with pytest.raises(InputError, match=said):
+            write_repository(own_bundle, tmp_path / "models", RepositoryOptions())
+        return
+    write_repository(own_bundle, tmp_path / "models", RepositoryOptions())
+    levels_of = {
+        name: config(tmp_path / "models" / name).optimization.graph.level for name in STAGES
+    }
+    assert levels_of == {name: -1 if "text" in name else 0 for name in STAGES}
+
+
 def test_plans_are_listed_by_compute_capability(own_bundle: Path, tmp_path: Path) -> None:
     options = RepositoryOptions(StageKind.TENSORRT, gpus=(0,), max_batch=16)
     with pytest.raises(BackendError, match="--engine tensorrt"):
