@@ -12,6 +12,7 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from cris_deploy import arguments
 from cris_deploy.batch.parts import TRIES, Done, Facts, Output, segment
+from cris_deploy.batch.placement import share
 from cris_deploy.batch.reading import Asked, Reader
 from cris_deploy.batch.sources import Input, Portion
 from cris_deploy.bundle.reading import Bundle
@@ -104,22 +105,25 @@ def run_job(options: JobOptions, told: Callable[[int, int], None] = lambda *_: N
 
 
 def _through_workers(options: JobOptions, reader: Reader, portions: list[Portion]) -> Iterator[int]:
-    have = ray.cluster_resources()
-    threads = options.threads or max(1, int(have.get("CPU", 1)) // options.workers)
-    gpus = options.gpus
-    if gpus is None:
-        gpus = 1.0 if have.get("GPU", 0) and options.engine.get("device") != "cpu" else 0.0
+    each = share(
+        options.workers,
+        options.threads,
+        options.gpus,
+        ray.cluster_resources(),
+        on_cpu=options.engine.get("device") == "cpu",
+        may_grow=_joins(),
+    )
     rows = ray.data.from_items(
         [{"portion": pickle.dumps(portion)} for portion in portions],
         override_num_blocks=min(len(portions), _MOST_BLOCKS),
     )
     counted = rows.map_batches(
         _Worker,
-        fn_constructor_args=(options, reader, threads),
+        fn_constructor_args=(options, reader, each.threads),
         batch_size=1,
         compute=ActorPoolStrategy(size=options.workers),
-        num_cpus=threads,
-        num_gpus=gpus,
+        num_cpus=each.threads,
+        num_gpus=each.gpus,
     )
     try:
         for row in counted.iter_rows():
@@ -179,13 +183,18 @@ class _Worker:
         self._output.write(portion.name, rows)
 
 
+def _joins() -> bool:
+    """Whether there is a cluster to join, in the variable that Ray itself has for it."""
+    return os.environ.get("RAY_ADDRESS", "local") != "local"
+
+
 def _connect() -> None:
     """Join the cluster that RAY_ADDRESS names, or start Ray on this machine."""
     if not ray.is_initialized():
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what goes wrong is raised
         local: dict[str, Any] = {"address": "local", "include_dashboard": False}
         ray.init(
-            **({} if os.environ.get("RAY_ADDRESS") else local),
+            **({} if _joins() else local),
             log_to_driver=False,
             logging_level=logging.ERROR,
         )

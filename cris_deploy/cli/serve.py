@@ -65,11 +65,19 @@ def _parser() -> argparse.ArgumentParser:
     engine.add_argument("--streams", type=int, default=1, metavar="N", help="runs at once (1)")
     engine.add_argument("--no-self-test", action="store_true", help="do not run the samples first")
     limits = parser.add_argument_group("limits")
+    for name, kind, what in (
+        ("batch_images", int, "images in a batch"),
+        ("batch_pairs", int, "expressions in a batch"),
+        ("batch_delay", float, "seconds that a batch waits for company"),
+    ):
+        limits.add_argument(
+            "--" + name.replace("_", "-"),
+            type=kind,
+            metavar="N",
+            help=f"{what} (what suits the device)",
+        )
     defaults = {field.name: field.default for field in dataclasses.fields(ServeOptions)}
     for name, what in (
-        ("batch_images", "images in a batch"),
-        ("batch_pairs", "expressions in a batch"),
-        ("batch_delay", "seconds that a batch waits for company"),
         ("waiting", "requests unanswered in a worker"),
         ("timeout", "seconds to an answer"),
         ("read_timeout", "seconds for a request to arrive"),

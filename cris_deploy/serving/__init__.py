@@ -13,6 +13,7 @@
     logs.py     one JSON object a line
     haproxy.py  the configuration of a proxy before several workers
     triton.py   the model inside of another server, Triton
+    ray.py      the same application for Ray Serve; ray_options.py what it is asked to do
 
 Needs the extra `serve` (triton.py does not); only `cris_deploy/cli/serve.py` and `cris-bench serve`
 lead here, and `cris-export triton` to triton.py.

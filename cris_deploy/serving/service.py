@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cris_deploy.batcher import Batcher, BatchLimits
+from cris_deploy.batcher import Batcher
 from cris_deploy.bundle.reading import Bundle
 from cris_deploy.engine import Engine
 from cris_deploy.errors import BackendError, BusyError, CrisError
@@ -231,19 +231,14 @@ class Service:
             on_stage=lambda stage, seconds, rows: metrics.observe_run(str(stage), seconds, rows),
         )
         try:
-            engine.warm_up(sorted({1, options.batch_images}), sorted({1, 2, options.batch_pairs}))
+            limits = options.batch_limits(engine.info.device, reserved=_PROBES)
+            engine.warm_up(sorted({1, limits.images}), sorted({1, 2, limits.pairs}))
             if options.self_test:
                 self_test(engine, bundle)
             known = _ask_known(engine, bundle)
         except BaseException:
             engine.close()
             raise
-        limits = BatchLimits(
-            images=options.batch_images,
-            pairs=options.batch_pairs,
-            delay=options.batch_delay,
-            waiting=options.waiting + _PROBES,
-        )
         batcher = Batcher(engine, limits)
         info = engine.info
         _log.info(

@@ -17,6 +17,7 @@ from cris_deploy.serving.haproxy import configuration
 from cris_deploy.serving.metrics import Metrics
 from cris_deploy.serving.options import ServeOptions
 from cris_deploy.serving.ray_options import read_options
+from tests.helpers.ray_app import environment, ray_python
 
 ROOT = Path(__file__).parents[2]
 CONTAINERS = ROOT / "containers"
@@ -73,6 +74,25 @@ def test_pods_of_the_ray_service_are_kubernetes_own() -> None:
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         pod = {"apiVersion": "v1", "kind": "Pod", **group["template"]}
         validate.validate(pod, "1.31", strict=True)
+
+
+def test_configs_are_ray_s_own() -> None:
+    code = (
+        "import json, sys; from ray.serve.schema import ServeDeploySchema; "
+        "[ServeDeploySchema.model_validate(each) for each in json.load(sys.stdin)]"
+    )
+    local = yaml.safe_load((CONTAINERS / "ray/serve.yaml").read_text())
+    configs = [local, yaml.safe_load(ray_service()["serveConfigV2"])]
+    for given, passes in ((configs, True), ([{**local, "http_options": {"port": "x"}}], False)):
+        done = subprocess.run(
+            [ray_python(), "-c", code],
+            input=json.dumps(given),
+            capture_output=True,
+            text=True,
+            env=environment(),
+            check=False,
+        )
+        assert (done.returncode == 0) is passes, done.stderr
 
 
 def test_the_ray_service_asks_for_what_there_is() -> None:

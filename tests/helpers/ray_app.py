@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ def ray_serving(folder: Path, args: Mapping[str, Any], log: Path) -> Iterator[Se
     serve = ray_python().with_name("serve")
     config = yaml.safe_load((ROOT / "containers/ray/serve.yaml").read_text())
     port = config["http_options"]["port"] = free_port()
+    config["http_options"]["request_timeout_s"] = 5
     config["applications"][0]["args"] = {**args}
     path = folder / "serve.yaml"
     path.write_text(yaml.safe_dump(config))
@@ -59,16 +60,3 @@ def ray_serving(folder: Path, args: Mapping[str, Any], log: Path) -> Iterator[Se
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def processes(parent: int, title: str) -> list[int]:
-    """Processes below another whose title begins so; Ray's workers have `ray::` and their class."""
-    found, pids = [], [parent]
-    while pids:
-        folder = Path(f"/proc/{pids.pop()}")
-        with suppress(OSError):  # it has ended meanwhile
-            if folder.joinpath("cmdline").read_text().startswith(title):
-                found.append(int(folder.name))
-            for children in folder.glob("task/*/children"):
-                pids += map(int, children.read_text().split())
-    return found

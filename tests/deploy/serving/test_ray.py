@@ -11,9 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
+from cris_bench.scopes.processes import below
 from cris_deploy import Engine
 from cris_deploy.errors import CrisError
-from tests.helpers.ray_app import environment, processes, ray_python, ray_serving
+from tests.helpers.ray_app import environment, ray_python, ray_serving
 from tests.helpers.server import Server
 
 WORDS = ["a b", "c", "a b"]
@@ -75,19 +76,30 @@ def test_other_refusals_are_cris_serve_s(ray_server: Server, picture: bytes) -> 
     assert httpx.get(f"{ray_server.url}/live").status_code == 200
 
 
-def test_a_killed_replica_is_started_again(ray_server: Server, picture: bytes) -> None:
-    def replicas() -> list[int]:
-        return processes(ray_server.process.pid, "ray::ServeReplica")
+def replicas(server: Server) -> list[int]:
+    return below(server.process.pid, "ray::ServeReplica")
 
-    (first,) = replicas()
+
+def test_a_replica_that_hangs_does_not_hang_its_clients(ray_server: Server, picture: bytes) -> None:
+    (one,) = replicas(ray_server)
+    os.kill(one, signal.SIGSTOP)
+    try:
+        assert ask(ray_server, picture, ["a"]).status_code == 408
+    finally:
+        os.kill(one, signal.SIGCONT)
+    assert ask(ray_server, picture, ["a"]).status_code == 200
+
+
+def test_a_killed_replica_is_started_again(ray_server: Server, picture: bytes) -> None:
+    (first,) = replicas(ray_server)
     os.kill(first, signal.SIGKILL)
     end = time.monotonic() + 60
     statuses = []
-    while not statuses or statuses[-1] != 200 or first in replicas():
+    while not statuses or statuses[-1] != 200 or first in replicas(ray_server):
         assert time.monotonic() < end, statuses
         statuses.append(ask(ray_server, picture, ["a"]).status_code)
-    # Meanwhile requests wait or are told that the server failed; none is lost without an answer.
-    assert set(statuses) <= {200, 500, 503}
+    # Meanwhile requests wait, or are told that the server failed or is late.
+    assert set(statuses) <= {200, 408, 500, 503}
 
 
 def test_what_is_wrong_with_the_arguments_is_said_at_once(tmp_path: Path) -> None:
