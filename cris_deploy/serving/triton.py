@@ -12,6 +12,7 @@ batch, here always 1: requests are batched, by stage, by our own batcher.
 import ctypes
 import json
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ MODEL: Final = "cris"
 BUNDLE: Final = "bundle"
 """Name of the bundle's folder beside model.py."""
 _Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=3600)]
+_GRACE: Final = 1.0
+"""Seconds beyond the timeout, within which the batcher says that it is over."""
 # DLPack's name for a capsule whose tensor was taken. The pointer has to outlive all capsules.
 _TAKEN: Final = ctypes.c_char_p(b"used_dltensor")
 
@@ -171,7 +174,9 @@ class TritonModel:
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer Triton's requests in their order, batched together; each has masks or an error."""
         pending = [self._guarded(self._submit, request) for request in requests]
-        return [self._answer(*pair) for pair in zip(requests, pending, strict=True)]
+        # The batcher ends what is late; only what hangs in a run takes longer.
+        end = time.monotonic() + self._settings.timeout + _GRACE
+        return [self._answer(*pair, end) for pair in zip(requests, pending, strict=True)]
 
     def close(self) -> None:
         """Let go of the engine."""
@@ -200,18 +205,19 @@ class TritonModel:
             threshold=None if threshold is None else float(_array(threshold).item()),
         )
 
-    def _answer(self, request: Any, pending: Any) -> Any:
+    def _answer(self, request: Any, pending: Any, end: float) -> Any:
         if not isinstance(pending, Future):
             return pending
-        return self._guarded(lambda asked: self._written(asked, pending), request)
+        return self._guarded(lambda asked: self._written(asked, pending, end), request)
 
-    def _written(self, request: Any, pending: "Future[list[Segmentation]]") -> Any:
-        seconds = self._settings.timeout
+    def _written(self, request: Any, pending: "Future[list[Segmentation]]", end: float) -> Any:
         try:
-            found = pending.result(seconds + 1)
+            found = pending.result(max(0, end - time.monotonic()))
         except TimeoutError:  # the engine's own has the same base, and says more
             if pending.done():
                 raise
+            pending.cancel()
+            seconds = self._settings.timeout
             raise EngineTimeoutError(f"no answer in {seconds:g} s: try again later") from None
         names = [name for name in _READ if name in set(request.requested_output_names())]
         outputs = [self._tensor(name, _READ[name].read(found)) for name in names]

@@ -116,13 +116,23 @@ def test_an_engine_that_hangs_is_an_error_in_time(
     changed = json.loads(given(models)["model_config"])
     changed["parameters"]["timeout"] = {"string_value": "0.05"}
     model = TritonModel(triton, given(models, model_config=json.dumps(changed)))
+    waits: list[float | None] = []
+
+    class Hangs(Future[Any]):
+        def result(self, timeout: float | None = None) -> Any:
+            waits.append(timeout)
+            return super().result(timeout)
+
     try:
-        monkeypatch.setattr(model._batcher, "submit", lambda *_, **__: Future())
-        (answer,) = model.execute([request(picture, text=text("a"))])
+        monkeypatch.setattr(model._batcher, "submit", lambda *_, **__: Hangs())
+        answers = model.execute([request(picture, text=text("a"))] * 3)
     finally:
         model.close()
-    assert answer.error.code == triton.TritonError.UNAVAILABLE
-    assert "no answer in 0.05 s" in answer.error.sentence
+    for answer in answers:
+        assert answer.error.code == triton.TritonError.UNAVAILABLE
+        assert "no answer in 0.05 s" in answer.error.sentence
+    # One time for all that came together, not one after the other.
+    assert waits[1:] == [0, 0]
 
 
 def test_tensors_that_triton_took_go_without_a_word(
