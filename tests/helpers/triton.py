@@ -25,13 +25,13 @@ def repository(
 
 
 @contextmanager
-def serving(models: Path, log: Path) -> Iterator[TritonServer]:
-    """A server of the model cris, which takes its config as it is written."""
+def serving(models: Path, log: Path, model: str = "cris") -> Iterator[TritonServer]:
+    """A server of one model, and what it needs, which takes its config as it is written."""
     if (reason := why_not(VENV)) is not None:
         pytest.skip(reason)
     options = (
         "--model-control-mode=explicit",
-        "--load-model=cris",
+        f"--load-model={model}",
         "--disable-auto-complete-config",
     )
     with triton_server(models, *options, venv=VENV, log=log) as running:

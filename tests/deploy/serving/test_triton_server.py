@@ -4,6 +4,7 @@ import importlib.util
 import logging
 import os
 import re
+import shutil
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ import pytest
 from cris_bench.ways.triton_server import TritonServer
 from cris_deploy import CrisError, Engine
 from cris_deploy.errors import BackendError
+from cris_deploy.pixels import image as images
 from cris_deploy.serving.triton import OUTPUTS
 from cris_export.triton.options import RepositoryOptions, StageKind
 from cris_export.triton.repository import CLIENT, PROBE, write_repository
@@ -28,6 +30,7 @@ from tests.helpers.triton import SMALL, repository, serving
 
 HTTP: Any = pytest.importorskip("tritonclient.http", reason="tritonclient is not installed")
 GRPC: Any = pytest.importorskip("tritonclient.grpc", reason="grpcio is not installed")
+STAGE = Path(__file__).parents[2] / "data/triton_stage.py"
 REQUESTS = int(os.environ.get("CRIS_TRITON_REQUESTS", "120"))
 """While an instance is killed; `docs/triton.md` has figures of more."""
 WORDS = ["a b", "c d e f g h i j k l m n o p q r s t u v w x y z", "é"]
@@ -285,6 +288,38 @@ def test_a_request_outlives_a_killed_instance(
     assert len(set(triton.stubs()) - set(stubs)) == 2
     for _ in range(4):
         assert httpx.post(address, content=probe, timeout=30).status_code == 200
+
+
+def test_the_ensemble_gives_the_engine_s_logits(
+    tiny_bundle: Path, tmp_path: Path, engine: Engine
+) -> None:
+    """The configs but for one line: what runs a stage is here Python around its graph."""
+    models = repository(tiny_bundle, tmp_path / "models", StageKind.ONNXRUNTIME)
+    for name in ("cris_image_encoder", "cris_text_encoder", "cris_mask_decoder"):
+        path = models / name / "config.pbtxt"
+        config = path.read_text()
+        assert 'platform: "onnxruntime_onnx"' in config
+        path.write_text(config.replace('platform: "onnxruntime_onnx"', 'backend: "python"'))
+        shutil.copy(STAGE, models / name / "1/model.py")
+    rng = np.random.default_rng(1)
+    pictures = [rng.integers(0, 256, (45, 70, 3), np.uint8) for _ in range(2)]
+    squares = [images.letterbox(each, tiny.SIZE) for each in pictures]
+    tokens = [prompt.tokens for prompt in engine.pipeline.read_expressions(["a b", "c"])]
+    given = images.normalise_all(squares)
+    with (
+        serving(models, tmp_path / "log", "cris_network") as running,
+        HTTP.InferenceServerClient(running.http) as connection,
+    ):
+        inputs = [
+            tensor(HTTP, "image", given, "FP32"),
+            tensor(HTTP, "tokens", np.stack(tokens), "INT64"),
+        ]
+        logits = connection.infer("cris_network", inputs).as_numpy("logits")
+    for row, pixels, words in zip(logits, pictures, ["a b", "c"], strict=True):
+        expected = engine.segment(pixels, words).logits
+        # A batch may add the same sums up in another order.
+        np.testing.assert_allclose(row[0], expected, rtol=1e-5, atol=1e-5)
+        assert expected.std() > 1e-2
 
 
 def test_too_many_requests_are_refused_at_once_and_worth_another_try(
