@@ -6,6 +6,8 @@ STAMP := $(VENV)/.installed
 RAY := .venv-ray
 RAY_STAMP := $(RAY)/.installed
 WEB := build/web/node_modules
+TRITON := .venv-triton
+TRITON_STAMP := $(TRITON)/.installed
 DEMO := demo
 DEMO_EXPRESSIONS := "the purple cross" "the small red star" "the leftmost red square" \
     "the red square right of the red star"
@@ -41,7 +43,7 @@ lint: $(STAMP) ## ruff
 types: $(STAMP) ## mypy --strict
 	$(BIN)/mypy
 
-unit: $(STAMP) $(RAY_STAMP) $(WEB) ## pytest
+unit: $(STAMP) $(RAY_STAMP) $(TRITON_STAMP) $(WEB) ## pytest
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 docs: $(STAMP) ## The documentation site: build/site/index.html
@@ -87,3 +89,9 @@ $(RAY_STAMP): $(STAMP)
 	echo "import site; site.addsitedir('$$($(BIN)/$(SITE))')" > "$$($(RAY)/bin/$(SITE))/project.pth"
 	$(RAY)/bin/python -m pip install --quiet "$$($(BIN)/$(EXTRA))" && touch $@ \
 	    || echo "Ray cannot be had here: its tests are skipped and say so"
+
+# A real Triton server, whose wheel wants NumPy below 2: an environment of its own, too.
+$(TRITON_STAMP):
+	test -x $(TRITON)/bin/python || $(PYTHON) -m venv $(TRITON)
+	$(TRITON)/bin/python -m pip install --quiet 'nvidia-pytriton==0.7.0' && touch $@ \
+	    || echo "Triton cannot be had here: its tests are skipped and say so"

@@ -29,6 +29,7 @@ SUBCOMMANDS: Final = {
     "ray": "cris_bench.scopes.ray_losses",
     "serve": "cris_bench.scopes.serving",
     "video": "cris_bench.scopes.video",
+    "ways": "cris_bench.scopes.ways",
 }
 """Name -> module with its `main`, imported when it is asked for."""
 ALL: Final = "all"

@@ -15,21 +15,20 @@ from numpy.typing import NDArray
 from cris_deploy.batcher import Batcher
 from cris_deploy.bundle.reading import Bundle
 from cris_deploy.engine import Engine
-from cris_deploy.errors import BackendError, BundleError, BusyError, CrisError
+from cris_deploy.errors import BackendError, BusyError, CrisError
 from cris_deploy.execution.steps import Picture
-from cris_deploy.pixels.mask import mask_from_logits, overlap
+from cris_deploy.pixels.mask import overlap
 from cris_deploy.results.engine_info import CacheInfo
 from cris_deploy.results.segmentation import Segmentation
 from cris_deploy.serving.answers import Refused
 from cris_deploy.serving.images import ImageStore, image_id
 from cris_deploy.serving.metrics import Metrics
 from cris_deploy.serving.options import ServeOptions
+from cris_deploy.serving.self_test import self_test
 from cris_deploy.serving.traces import span
 
 _log = logging.getLogger(__name__)
 _DECODERS: Final = 4
-_TESTED: Final = 4
-"""Samples of the bundle that a worker runs before it is ready; `cris-export check` runs all."""
 _SMALL: Final = 2**18
 _PROBES: Final = 16
 """Requests beyond those that may wait: probes are answered where clients are refused."""
@@ -272,27 +271,3 @@ def _ask_known(engine: Engine, bundle: Bundle) -> _Known:
     scenes = engine.pipeline.encode_pictures([picture])
     found = Segmentation.of(engine.pipeline.decode_masks(scenes, prompts)[0], prompts[0])
     return _Known(picture, words, found.mask, least)
-
-
-def self_test(engine: Engine, bundle: Bundle) -> None:
-    """Run some of the bundle's samples, and hold their masks against FP32 PyTorch's.
-
-    Raises BundleError if the mean mask IoU is below what the bundle was exported with.
-    """
-    manifest = bundle.manifest
-    model = manifest.model
-    ious = []
-    for sample in manifest.samples[:_TESTED]:
-        found = engine.segment(bundle.sample_image(sample), sample.expression)
-        height, width = found.mask.shape
-        expected = mask_from_logits(
-            bundle.sample_logits(sample), height, width, model.input_size, model.threshold
-        )
-        ious.append(overlap(found.mask, expected).iou)
-    least = None if manifest.parity is None else manifest.parity.min_iou
-    if ious and least is not None and np.mean(ious) < least:
-        raise BundleError(
-            f"bundle {bundle.path} gives other masks here than FP32 PyTorch: mean IoU "
-            f"{np.mean(ious):.4f} on {len(ious)} samples, budget {least:g}: look at cris-export "
-            "check"
-        )

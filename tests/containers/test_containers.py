@@ -54,7 +54,9 @@ def compose() -> dict[str, Any]:
     return loaded["services"]
 
 
-@pytest.mark.parametrize("name", ["Dockerfile.cpu", "Dockerfile.gpu", "Dockerfile.ray"])
+@pytest.mark.parametrize(
+    "name", ["Dockerfile.cpu", "Dockerfile.gpu", "Dockerfile.ray", "Dockerfile.triton"]
+)
 def test_dockerfiles(name: str) -> None:
     check(program("hadolint"), str(CONTAINERS / name))
 

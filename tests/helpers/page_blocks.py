@@ -44,6 +44,7 @@ REASONS: Final = (
 PARSERS: Final = {
     "cris-export check": "cris_export.cli.check",
     "cris-export build": "cris_export.cli.build",
+    "cris-export triton": "cris_export.cli.triton",
     "cris-export web": "cris_export.cli.web",
     "cris-export": "cris_export.cli.main",
     "cris-segment": "cris_deploy.cli.segment",
@@ -60,6 +61,7 @@ PARSERS: Final = {
     "cris-bench batcher": "cris_bench.scopes.batcher",
     "cris-bench serve": "cris_bench.scopes.serving",
     "cris-bench video": "cris_bench.scopes.video",
+    "cris-bench ways": "cris_bench.scopes.ways",
     "cris-bench ray": "cris_bench.scopes.ray_losses",
     "cris-bench": "cris_bench.cli",
 }

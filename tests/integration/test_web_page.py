@@ -279,5 +279,5 @@ def test_what_cannot_be_written_is_said(
     folder.mkdir()
     (folder / "mine.txt").write_text("mine")
     assert cli(["web", str(bundle), str(folder), "--modules", str(MODULES)]) == 2
-    assert "is no page of ours" in capsys.readouterr().err
+    assert "exists and is not a page of cris-export web" in capsys.readouterr().err
     assert (folder / "mine.txt").read_text() == "mine"

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -17,6 +14,7 @@ from cris_deploy.bundle.reading import Bundle
 from cris_deploy.errors import InputError
 from cris_export.web.graphs import STAGES, Weights, stage_file
 from cris_export.web.proof import WebParity, prove
+from cris_export.write import FolderWriter
 
 _ORT: Final = "onnxruntime-web/dist"
 _MODULES: Final = {
@@ -32,6 +30,7 @@ _GPU_MODULES: Final = {
 }
 _INSTALL: Final = "npm ci, with the package.json of cris_deploy/web"
 _SCENE: Final = "scene.json"
+_PAGE: Final = "page.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,37 +138,17 @@ def write_site(
         ParityError: the written graphs give other masks than the samples of the bundle have.
     """
     opened = Bundle.open(bundle)
-    with _replacing_folder(folder) as partial:
+    with FolderWriter(folder, "a page of cris-export web", _PAGE) as writer:
+        site = writer.directory
         with as_file(files("cris_deploy.web") / "page") as page:
             for path in sorted(page.iterdir()):
-                shutil.copyfile(path, partial / path.name)
-        _copy_modules(modules, partial / "vendor", gpu=gpu)
-        parity, model_bytes = _write_model(opened, partial / "model", weights)
-        _write_page(opened, partial, _scene_of(opened, scene), scene, gpu=gpu)
-        page_bytes = _write_worker(partial)
+                shutil.copyfile(path, site / path.name)
+        _copy_modules(modules, site / "vendor", gpu=gpu)
+        parity, model_bytes = _write_model(opened, site / "model", weights)
+        _write_page(opened, site, _scene_of(opened, scene), scene, gpu=gpu)
+        page_bytes = _write_worker(site)
+        writer.commit()
     return WebReport(folder, model_bytes, page_bytes, parity)
-
-
-@contextmanager
-def _replacing_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` that takes its place at the end."""
-    ours = (folder / "sw.js").is_file() and (folder / "model" / "model.json").is_file()
-    if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"folder {folder} is there and is no page of ours: name another")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    except OSError as error:
-        raise InputError(f"folder {folder} cannot be written: {error}") from error
-    try:
-        yield partial
-        partial.chmod(0o755)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.replace(folder)
-    except OSError as error:
-        raise InputError(f"folder {folder} cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _copy_modules(modules: Path, vendor: Path, *, gpu: bool) -> None:
@@ -239,7 +218,7 @@ def _write_page(
         scene.arranged,
         scene.examples,
     )
-    (site / "page.json").write_text(documents.to_json(page), encoding="utf-8")
+    (site / _PAGE).write_text(documents.to_json(page), encoding="utf-8")
 
 
 def _write_worker(site: Path) -> int:

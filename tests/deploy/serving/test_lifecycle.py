@@ -383,7 +383,7 @@ def test_bad_options(bad: dict[str, Any]) -> None:
 def test_masks_other_than_pytorch_s_fail_the_self_test(tiny_bundle: Path) -> None:
     from cris_deploy import Engine
     from cris_deploy.bundle.reading import Bundle
-    from cris_deploy.serving.service import self_test
+    from cris_deploy.serving.self_test import self_test
 
     bundle = Bundle.open(tiny_bundle)
 
