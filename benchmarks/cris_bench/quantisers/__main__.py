@@ -13,8 +13,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cris_bench.quantisers import bundles, judge
+from cris_bench.quantisers.half import compare_half, section
 from cris_bench.quantisers.makers import Maker, find_makers, largest_weight
-from cris_bench.quantisers.record import FLOAT32, Made, Ran, Record, Row, sections
+from cris_bench.quantisers.record import FLOAT32, HalfRecord, Made, Ran, Record, Row, sections
 from cris_bench.record import machine
 from cris_bench.report.section import to_text
 from cris_deploy import Engine, documents
@@ -33,7 +34,9 @@ _MADE = "makers.json"
 def main(argv: Sequence[str] | None = None) -> int:
     """Make or measure. Exit 0, or 2 for unusable input."""
     args = _parser().parse_args(sys.argv[1:] if argv is None else list(argv))
-    return guarded(_PROGRAM, lambda: make(args) if args.action == "make" else measure(args))
+    return guarded(
+        _PROGRAM, lambda: {"make": make, "measure": measure, "half": half}[args.action](args)
+    )
 
 
 def make(args: argparse.Namespace) -> int:
@@ -97,7 +100,7 @@ def measure(args: argparse.Namespace) -> int:
             ran[name].append(one)
     exact = Made(FLOAT32, "cris-export", str(source.path), 0.0)
     record = Record(
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        created=_now(),
         command=tuple(sys.argv[1:]),
         commit=machine.commit(),
         machine=machine.describe(),
@@ -113,6 +116,35 @@ def measure(args: argparse.Namespace) -> int:
         write_whole(args.output, documents.to_json(record).encode())
     print(to_text(list(sections(record))))
     return 0
+
+
+def half(args: argparse.Namespace) -> int:
+    """Make and measure float16 graphs; print a table."""
+    source = bundles.open_float32(args.bundle)
+    pairs = read_samples(args.calibration, "--calibration")
+    judged = read_samples(args.pairs, "--pairs")
+    rows = tuple(
+        compare_half(
+            source, pairs, judged, args.modelopt_python, lambda line: print(line, file=sys.stderr)
+        )
+    )
+    record = HalfRecord(
+        created=_now(),
+        command=tuple(sys.argv[1:]),
+        commit=machine.commit(),
+        machine=machine.describe(),
+        checkpoint_sha256=source.manifest.model.checkpoint_sha256,
+        pairs=len(judged),
+        rows=rows,
+    )
+    if args.output is not None:
+        write_whole(args.output, documents.to_json(record).encode())
+    print(to_text([section(rows, len(judged))]))
+    return 0
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _on_cpu(name: BackendName) -> bool:
@@ -202,6 +234,12 @@ def _parser() -> argparse.ArgumentParser:
     two.add_argument("--rounds", type=int, default=20, metavar="N", help="timed rounds (20)")
     two.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these makers (all)")
     two.add_argument("-o", "--output", type=Path, metavar="FILE", help="also write the record")
+    three = actions.add_parser("half", help="the same for float16, at once")
+    three.add_argument("--bundle", type=Path, required=True, metavar="DIR", help="a float32 one")
+    three.add_argument("--calibration", type=Path, required=True, metavar="JSONL", help="pairs")
+    three.add_argument("--pairs", type=Path, required=True, metavar="JSONL", help="other pairs")
+    three.add_argument("--modelopt-python", type=Path, metavar="FILE", help="as for make")
+    three.add_argument("-o", "--output", type=Path, metavar="FILE", help="also write the record")
     return parser
 
 

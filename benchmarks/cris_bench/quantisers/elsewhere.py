@@ -66,6 +66,13 @@ def autocast(graph: str, feeds: Feeds, output: str) -> None:
     )
 
 
+def onnxconverter(graph: str, feeds: Feeds, output: str) -> None:
+    """The float16 pass of onnxconverter-common with its defaults."""
+    from onnxconverter_common import float16
+
+    onnx.save(float16.convert_float_to_float16(onnx.load(graph), keep_io_types=True), output)
+
+
 def _stacked(feeds: Feeds) -> dict[str, Any]:
     return {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
 
@@ -75,6 +82,7 @@ TOOLS: dict[str, Callable[[str, Feeds, str], None]] = {
     "modelopt-max": modelopt_int8("max"),
     "modelopt-entropy": modelopt_int8("entropy"),
     "autocast": autocast,
+    "onnxconverter": onnxconverter,
 }
 
 

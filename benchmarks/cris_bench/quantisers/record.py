@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from cris_bench.quantisers.half import HalfRow
 from cris_bench.quantisers.judge import Accuracy, Interval
 from cris_bench.record.machine import Machine
 from cris_bench.report.section import Section
@@ -83,6 +84,20 @@ class Record:
     pairs: int
     rounds: int
     rows: tuple[Row, ...]
+    format: int = FORMAT
+
+
+@dataclass(frozen=True)
+class HalfRecord:
+    """A run of `python -m cris_bench.quantisers half`."""
+
+    created: str
+    command: tuple[str, ...]
+    commit: str | None
+    machine: Machine
+    checkpoint_sha256: str
+    pairs: int
+    rows: tuple[HalfRow, ...]
     format: int = FORMAT
 
 
