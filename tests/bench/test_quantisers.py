@@ -103,3 +103,10 @@ def test_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     errors = [row["logit_error"] for row in json.loads(record.read_text())["rows"]]
     assert len(errors) == 2
     assert all(0 < error < 1 for error in errors)
+    # The same function through numbers that float16 does not hold: ours sees that.
+    stretched = [*half, "--stretch", str(2.0**20), "-o", str(record)]
+    assert main(stretched) == 0
+    ours, plain = json.loads(record.read_text())["rows"]
+    assert 0 < ours["logit_error"] < 1
+    assert ours["single"] > 0
+    assert plain["problem"] is not None

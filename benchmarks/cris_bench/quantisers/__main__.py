@@ -125,7 +125,13 @@ def half(args: argparse.Namespace) -> int:
     judged = read_samples(args.pairs, "--pairs")
     rows = tuple(
         compare_half(
-            source, pairs, judged, args.modelopt_python, lambda line: print(line, file=sys.stderr)
+            source,
+            pairs,
+            judged,
+            args.modelopt_python,
+            args.only,
+            args.stretch,
+            lambda line: print(line, file=sys.stderr),
         )
     )
     record = HalfRecord(
@@ -239,6 +245,14 @@ def _parser() -> argparse.ArgumentParser:
     three.add_argument("--calibration", type=Path, required=True, metavar="JSONL", help="pairs")
     three.add_argument("--pairs", type=Path, required=True, metavar="JSONL", help="other pairs")
     three.add_argument("--modelopt-python", type=Path, metavar="FILE", help="as for make")
+    three.add_argument(
+        "--stretch",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="multiply activations, exactly, by a power of two: what does not fit float16? (1)",
+    )
+    three.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these makers (all)")
     three.add_argument("-o", "--output", type=Path, metavar="FILE", help="also write the record")
     return parser
 

@@ -21,6 +21,7 @@ from cris_deploy.errors import CrisError, one_line
 from cris_deploy.pixels.mask import mask_from_logits, overlap
 from cris_export.precision.emulate import emulate_float16
 from cris_export.precision.float16 import to_float16
+from cris_export.precision.int8.equalise import find_moves
 from cris_export.precision.islands import NO_ISLANDS, find_islands
 from cris_export.precision.ranges import Feed, float_values, open_session
 from cris_export.proof.float32 import Reference, measure_stages
@@ -77,9 +78,21 @@ def compare_half(
     calibration: Sequence[SampleSource],
     judged: Sequence[SampleSource],
     modelopt: Path | None,
+    only: Sequence[str],
+    stretch: float,
     step: Callable[[str], None],
 ) -> Iterator[HalfRow]:
-    """Make float16 stages on some pairs, and hold them against float32 on others."""
+    """Make float16 stages on some pairs, and hold them against float32 on others.
+
+    Args:
+        bundle: A float32 one.
+        calibration: Pairs that makers may look at.
+        judged: Pairs that they are judged on.
+        modelopt: A Python that has ModelOpt and onnxconverter-common; None leaves them out.
+        only: Names of makers; empty for all.
+        stretch: What `stretch_stages` multiplies by; 1 leaves the graphs as they are.
+        step: Called with each maker's name.
+    """
     makers: dict[str, Callable[[Reference], Mapping[str, ir.Model]]] = {"ours": ours}
     makers["no float32 at all"] = plain
     if modelopt is not None:
@@ -90,8 +103,11 @@ def compare_half(
         feeds = [(images[pair.image], texts[pair.tokens]) for pair in seen.pairs]
         exact = _logits(load_stages(seen.folder), seen.folder, feeds)
         for name, make in makers.items():
+            if only and name not in only:
+                continue
             step(name)
             with scratch(bundle, calibration, "--calibration") as reference:
+                stretch_stages(reference.folder, stretch)
                 try:
                     models = make(reference)
                     found = _logits(models, reference.folder, feeds)
@@ -99,6 +115,26 @@ def compare_half(
                     yield HalfRow(name, problem=one_line(error))
                 else:
                     yield _row(name, models, exact, found, bundle)
+
+
+def stretch_stages(folder: Path, factor: float) -> None:
+    """Multiply activations, exactly: their producers by a factor, their readers by its inverse.
+
+    The graphs compute the same function, through numbers that float16 may not hold. Norms and
+    convolutions with a ReLU are such producers.
+    """
+    for name, model in load_stages(folder).items():
+        for move in find_moves(model):
+            for value in move.channels:
+                _scale(value, factor)
+            for site in move.sites:
+                _scale(site.weight, 1 / factor)
+        onnx.save(ir.to_proto(model), folder / f"{name}.onnx")
+
+
+def _scale(value: ir.Value, factor: float) -> None:
+    assert value.const_value is not None
+    value.const_value = ir.tensor(value.const_value.numpy() * np.float32(factor), name=value.name)
 
 
 def _logits(
