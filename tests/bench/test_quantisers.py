@@ -99,10 +99,6 @@ def test_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert main([*command[:3], str(made / "ours.bundle"), *command[4:]]) == 2
     assert "is int8: give a float32 one" in capsys.readouterr().err
     half = ["half", "--bundle", str(bundle), "--calibration", pairs, "--pairs", pairs]
-    assert main([*half, "-o", str(record)]) == 0
-    errors = [row["logit_error"] for row in json.loads(record.read_text())["rows"]]
-    assert len(errors) == 2
-    assert all(0 < error < 1 for error in errors)
     # The same function through numbers that float16 does not hold: ours sees that.
     stretched = [*half, "--stretch", str(2.0**20), "-o", str(record)]
     assert main(stretched) == 0
