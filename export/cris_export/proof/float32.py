@@ -92,6 +92,18 @@ def write_reference(
         for name, model in models.items():
             weights.externalise(model)
             onnx.save(ir.to_proto(model), graph_file(folder, GraphName(name)))
+    return run_stages(folder, sources, tokenizer, size, flag, most)
+
+
+def run_stages(
+    folder: Path,
+    sources: Sequence[SampleSource],
+    tokenizer: Tokenizer,
+    size: int,
+    flag: str = "--samples",
+    most: int = MOST_PAIRS,
+) -> Reference:
+    """Run float32 stages that lie in a folder on samples; see `write_reference`."""
     pixels: dict[Path, Feed] = {}
     tokens: dict[str, Feed] = {}
     sources = spread(sources, most)
