@@ -9,12 +9,15 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Final
 
 import torch
 
+from cris_bench.budget import Budget
 from cris_bench.contestants.contestant import STAGES, Identity
 from cris_bench.contestants.ours import Way, find_ways
 from cris_bench.contestants.starters import Starters, choose_place, open_starters
+from cris_bench.exports import Exports, default_folder
 from cris_bench.options import ALONE, BenchOptions
 from cris_bench.place import Place
 from cris_bench.record import machine
@@ -23,12 +26,16 @@ from cris_bench.record.schema import FORMAT, Accuracy, Ceiling, Memory, Record, 
 from cris_bench.scopes.ceilings import measure_ceilings
 from cris_bench.scopes.clients import Segment, measure_clients
 from cris_bench.scopes.memory import measure_alone
-from cris_bench.scopes.races import Results, Tick, race, shapes, stage_medians
+from cris_bench.scopes.races import Results, Tick, race, shapes
 from cris_bench.subject import Step, Subject, prepare
 from cris_deploy.bundle.manifest import GraphName
 from cris_deploy.execution.backends import BackendName
 from cris_deploy.words.tokenizer import TruncationWarning
 from cris_train.evaluation.measure import EvalOptions, measure
+
+# Shares of what is left of a run's time, for what is exported and quantised, and for the races.
+_MAKING: Final = 0.6
+_RACING: Final = 0.95
 
 
 def run(options: BenchOptions, step: Step, tick: Tick) -> Record:
@@ -46,8 +53,10 @@ def run(options: BenchOptions, step: Step, tick: Tick) -> Record:
         BackendError: a device, backend or arithmetic that was asked for cannot be had.
         DataError: the data set cannot be used.
     """
+    budget = Budget(60 * options.minutes or None)
     place = choose_place(options)
     options.check_for(place)
+    exports = Exports(default_folder())
     with (
         tempfile.TemporaryDirectory(prefix="cris-bench-") as name,
         torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
@@ -57,7 +66,8 @@ def run(options: BenchOptions, step: Step, tick: Tick) -> Record:
         # Made-up expressions may be longer than a small model's, which costs no time.
         warnings.simplefilter("ignore", TruncationWarning)
         folder = Path(name)
-        subject = prepare(options, place, folder, step)
+        making = budget.part(_MAKING)
+        subject, late = prepare(options, place, exports, folder, step, making)
         ways, absent = find_ways(
             subject.bundles,
             place,
@@ -67,25 +77,27 @@ def run(options: BenchOptions, step: Step, tick: Tick) -> Record:
         )
         results = Results()
         memory: list[Memory] = []
-        with open_starters(options, place, folder, subject, ways, step) as starters:
-            ways = list(starters.ways)
-            for shape in shapes(options):
-                field = starters.field(shape, step)
-                step(
-                    f"images {shape.batch}, expressions {shape.expressions}: "
-                    f"{options.warmup} + {options.iterations} interleaved rounds"
-                )
-                race(field, shape, options, results, tick)
-                del field  # plain exports' runtimes hold as much as the model
-            clients = tuple(_clients(starters, step, tick))
-        if set(options.scopes) & set(ALONE):
-            step("each contestant in processes of its own")
-            rows, memory = measure_alone(starters.alone(step), options.scopes, tick)
-            results.rows += rows
         ceilings: tuple[Ceiling, ...] = ()
         if not options.quick:
             step("the ceilings of this machine")
             ceilings = measure_ceilings(ways, options.threads)
+        with open_starters(
+            options, place, exports, folder, subject, ways, step, making
+        ) as starters:
+            ways = list(starters.ways)
+            races = shapes(options)
+            for number, shape in enumerate(races):
+                share = budget.part(_RACING / (len(races) - number))
+                step(
+                    f"images {shape.batch}, expressions {shape.expressions}: "
+                    f"at most {options.most_rounds} rounds, each in an order of its own"
+                )
+                race(starters.field(), shape, options, results, tick, share)
+            clients = tuple(_clients(starters, step, tick))
+        if set(options.scopes) & set(ALONE):
+            step("each contestant in processes of its own")
+            rows, memory = measure_alone(starters.alone(), options.scopes, tick)
+            results.rows += rows
         accuracy = tuple(_accuracy(subject, ways, options, step))
     return Record(
         format=FORMAT,
@@ -95,7 +107,9 @@ def run(options: BenchOptions, step: Step, tick: Tick) -> Record:
         machine=machine.describe(_uuid(place)),
         model=subject.facts,
         warmup=options.warmup,
-        iterations=options.iterations,
+        iterations=options.most_rounds,
+        seed=options.seed,
+        minutes=options.minutes,
         threads=options.threads,
         image_height=options.image_height,
         image_width=options.image_width,
@@ -103,9 +117,9 @@ def run(options: BenchOptions, step: Step, tick: Tick) -> Record:
         clients=clients,
         memory=tuple(memory),
         ceilings=ceilings,
-        work=tuple(_work(subject, ways, results, options.iterations)),
+        work=tuple(_work(subject, ways, results)),
         bundles=subject.bundle_facts,
-        absent=(*starters.absent, *absent),
+        absent=(*late, *starters.absent, *absent),
         accuracy=accuracy,
         paper_fps=subject.paper_fps,
     )
@@ -140,7 +154,7 @@ def _clients(starters: Starters, step: Step, tick: Tick) -> Iterator[Clients]:
             who,
             segment,
             threads=options.clients,
-            calls=options.iterations,
+            calls=options.most_rounds,
             height=options.image_height,
             width=options.image_width,
             tick=tick,
@@ -157,11 +171,14 @@ def _clients(starters: Starters, step: Step, tick: Tick) -> Iterator[Clients]:
                 yield measured(who, parallel.segment)
 
 
-def _work(
-    subject: Subject, ways: Sequence[Way], results: Results, iterations: int
-) -> Iterator[StageWork]:
+def _work(subject: Subject, ways: Sequence[Way], results: Results) -> Iterator[StageWork]:
     bundles = {way.name: way.bundle for way in ways}
-    for name, shape, stage, seconds in stage_medians(results.stages, iterations):
+    medians = [
+        (name, shape, stage, seconds)
+        for (name, shape), stages in results.stages.items()
+        for stage, seconds in stages.items()
+    ]
+    for name, shape, stage, seconds in medians:
         operations, weights = subject.work[bundles[name]][stage]
         if stage in STAGES and operations:
             rows = shape.batch if stage is GraphName.IMAGE_ENCODER else shape.masks

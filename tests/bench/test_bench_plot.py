@@ -128,7 +128,7 @@ def test_headings_have_one_order() -> None:
     levels = [
         len(line.split()[0]) for line in document({"r": record()}).splitlines() if line[:1] == "#"
     ]
-    assert levels == [1, 2, 3, 3]
+    assert levels == [1, 2, 3, 3, 3]
 
 
 def test_records_of_one_name_are_refused(

@@ -21,7 +21,11 @@ def _table(found: Record, title: str) -> list[dict[str, str]]:
 def test_network_table_has_the_paper_beside_it() -> None:
     eager, _, single, eight = _table(whole_record(), "Network only")
     assert (eager["contestant"], eager["role"]) == ("PyTorch eager fp32", "baseline")
-    assert (single["ms a mask"], single["masks/s"], single["x eager"]) == ("100.0", "10.00", "5.00")
+    assert (single["ms a mask"], single["masks/s"], single["x eager"]) == (
+        "100.0",
+        "10.00",
+        "5.00 (5.00 to 5.00)",
+    )
     assert single["paper, V100"] == "19.22"
     assert single["mIoU"] == "70.00"  # the very file's, beside its time
     # eight masks in a pass of 320 ms; the paper has no such figure
@@ -45,7 +49,7 @@ def test_columns_without_cells_are_left_out() -> None:
 
 def test_a_scope_that_was_not_measured_has_no_table() -> None:
     titles = [section.title for section in sections(record())]
-    assert titles == ["cris-bench", "Network only", "Bundles"]
+    assert titles == ["cris-bench", "Like for like", "Network only", "Bundles"]
 
 
 def test_noise_is_said_in_words() -> None:
@@ -107,8 +111,8 @@ def test_memory_clients_and_accuracy() -> None:
 
 
 def test_who_is_absent_comes_with_the_command() -> None:
-    (cells,) = _table(whole_record(), "Not installed")
-    assert cells == {"contestant": "tensorrt", "install": "pip install 'cris-deploy[tensorrt]'"}
+    (cells,) = _table(whole_record(), "Not here")
+    assert cells == {"why": "pip install 'cris-deploy[tensorrt]'", "who": "tensorrt"}
 
 
 def test_the_heading_says_what_ran_on_what() -> None:
@@ -120,7 +124,8 @@ def test_the_heading_says_what_ran_on_what() -> None:
         "3,700 MHz",
         "torch 2.15.0",
         "commit 0123abc",
-        "30 timed",
+        "6 timed rounds",
+        "contestants in turn",
     ):
         assert said in text
     assert "`cris-bench --scopes all`" in text

@@ -1,15 +1,117 @@
-"""What a user has without this project: one call of the exporter, whose graph is run as it is."""
+"""What a user has without this project: one call of the exporter, and what takes its graph."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Final, TypeVar
 
 import torch
 
-from cris_deploy.errors import one_line
+from cris_bench.budget import NO_TIME, Budget, OutOfTime
+from cris_bench.contestants.plain import FLOATS, NO_BF16, QUANTISED, PlainExport, name_of
+from cris_bench.contestants.quantised import (
+    calibration,
+    quantise_for_onnxruntime,
+    quantise_for_openvino,
+)
+from cris_bench.exports import Exports
+from cris_bench.options import BenchOptions
+from cris_bench.record.rows import arithmetic
+from cris_bench.record.schema import Absent
+from cris_bench.subject import Step, Subject
+from cris_deploy.errors import BackendError, CrisError, one_line
+from cris_deploy.execution.backends import BackendName, Compute, status
+from cris_deploy.words.tokenizer import Tokenizer
 from cris_export.errors import ExportError
 from cris_export.graph.trace import quiet
 from cris_train.model import Cris
+
+_GRAPH: Final = "plain.onnx"
+_FLOATS: Final = frozenset(compute for _, compute in FLOATS)
+_T = TypeVar("_T")
+
+
+class PlainPeers:
+    """Makes the plain export and its int8 forms, each once for all runs, and loads them.
+
+    Args:
+        options: What is measured.
+        exports: What is kept.
+        subject: With the model in PyTorch.
+        words: CLIP's tokenizer.
+        step: Called with a line before each step.
+        budget: For what is to be made.
+        absent: Added to: who cannot take part, and why.
+    """
+
+    def __init__(
+        self,
+        options: BenchOptions,
+        exports: Exports,
+        subject: Subject,
+        words: Tokenizer,
+        step: Step,
+        budget: Budget,
+        absent: list[Absent],
+    ) -> None:
+        self._options, self._exports, self._subject = options, exports, subject
+        self._words, self._step, self._budget, self._absent = words, step, budget, absent
+        self.graph: Path | None = None
+        """The float32 graph; None before it is made."""
+
+    def load(self) -> list[PlainExport]:
+        """Load whatever can be loaded, the fastest first."""
+        found = self._try("the plain export", self._plain)
+        if found is None:
+            return []
+        self.graph = graph = found
+        wanted = self._options.computes
+        peers = []
+        for backend, compute in (*(() if self._options.quick else QUANTISED), *FLOATS):
+            if wanted and arithmetic(compute) not in map(arithmetic, wanted):
+                continue
+            name = name_of(backend, compute)
+
+            def load(backend: BackendName = backend, compute: Compute = compute) -> PlainExport:
+                if not status(backend).devices:
+                    raise BackendError(status(backend).install)
+                path = graph if compute in _FLOATS else self._quantised(backend, graph)
+                return PlainExport(path, backend, compute, self._options.threads)
+
+            peer = self._try(name, load)
+            peers += [] if peer is None else [peer]
+        self._absent.append(Absent(name_of(BackendName.ONNXRUNTIME, Compute.BF16), NO_BF16))
+        return peers
+
+    def _try(self, name: str, make: Callable[[], _T]) -> _T | None:
+        self._step(f"loading {name}")
+        try:
+            with self._budget.cut():
+                return make()
+        except OutOfTime:
+            self._absent.append(Absent(name, NO_TIME))
+        except CrisError as error:
+            self._absent.append(Absent(name, str(error)))
+        return None
+
+    def _plain(self) -> Path:
+        model, weights = self._subject.model, self._subject.sha256
+        assert model is not None
+        folder = self._exports.get(lambda into: export_plain(model, 1, into / _GRAPH), weights)
+        return folder / _GRAPH
+
+    def _quantised(self, backend: BackendName, graph: Path) -> Path:
+        self._step(f"quantising the plain export for {backend}")
+        if backend is BackendName.OPENVINO:
+            quantise, name = quantise_for_openvino, "plain.xml"
+        else:
+            quantise, name = quantise_for_onnxruntime, _GRAPH
+        feeds = calibration(self._words, self._subject.facts.input_size)
+        folder = self._exports.get(
+            lambda into: quantise(graph, feeds, into / name), self._subject.sha256, backend.value
+        )
+        return folder / name
 
 
 def export_plain(model: Cris, batch: int, path: Path) -> None:

@@ -36,6 +36,19 @@ class Scope(StrEnum):
     FIRST_CALL = "first_call"
 
 
+AGAINST: Final = {
+    Scope.NETWORK: Scope.NETWORK,
+    Scope.END_TO_END: Scope.END_TO_END,
+    Scope.FROM_BYTES: Scope.FROM_BYTES,
+    Scope.EXPRESSION: Scope.END_TO_END,
+    Scope.REPEATED_EXPRESSION: Scope.END_TO_END,
+    Scope.REPEATED_IMAGE: Scope.END_TO_END,
+    Scope.LOAD: Scope.LOAD,
+    Scope.FIRST_CALL: Scope.FIRST_CALL,
+}
+"""What the baseline has to do for the same mask: it keeps nothing of an image or an expression."""
+
+
 class Role(StrEnum):
     """Who takes part: PyTorch eager, another way that a user has, or this engine."""
 
@@ -49,6 +62,11 @@ class NotFinite(StrEnum):
 
     NAN = "NaN"
     INFINITY = "Infinity"
+
+
+def arithmetic(compute: str) -> str:
+    """What an arithmetic's products are in: int8 for the mixed int8-bf16."""
+    return compute.partition("-")[0]
 
 
 def finite(number: float) -> float | NotFinite:

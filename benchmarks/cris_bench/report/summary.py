@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import shlex
 
+from cris_bench.options import ALONE
 from cris_bench.record.rows import Scope
 from cris_bench.record.schema import Parity, Record
+from cris_bench.report.like import like_section
 from cris_bench.report.reached import Reached, reached
 from cris_bench.report.scope import FAILED, scope_section
 from cris_bench.report.section import Section, aligned, points, to_markdown, to_text
@@ -26,7 +28,7 @@ def terminal(record: Record) -> str:
 
 def sections(record: Record) -> list[Section]:
     """All that a record says: itself, each scope, then accuracy, clients, memory and the rest."""
-    made = [_heading(record)]
+    made = [_heading(record), like_section(record)]
     made += [scope_section(record, scope) for scope in Scope]
     made += [
         _accuracy(record),
@@ -46,7 +48,7 @@ def _heading(record: Record) -> Section:
     weights = "random weights" if weights == "random" else f"checkpoint {weights[:12]}"
     threads = "all cores" if record.threads is None else f"{record.threads} threads"
     clock = "" if machine.clock_mhz is None else f" of at most {machine.clock_mhz:,.0f} MHz"
-    intro = (
+    intro: tuple[str, ...] = (
         f"{model.architecture}, {model.parameters / 1e6:.2f} M parameters, {model.input_size} x "
         f"{model.input_size}, {model.word_len} tokens, {weights}.",
         f"{machine.cpu}, {machine.cores} cores{clock} ({', '.join(machine.flags) or 'no AVX2'}), "
@@ -54,12 +56,21 @@ def _heading(record: Record) -> Section:
         + f"{machine.system}; Python {machine.python}, "
         + ", ".join(f"{name} {version}" for name, version in machine.versions.items())
         + ".",
-        f"{record.warmup} untimed and {record.iterations} timed rounds, contestants of a group in "
-        f"turn, {threads}; medians.",
+        _rounds(record) + f", {threads}; medians, and 95% intervals of ratios.",
         f"{record.created}, commit {record.commit or 'unknown'}: "
         f"`{shlex.join(['cris-bench', *record.command])}`",
     )
+    if (record.commit or "").endswith("+"):
+        intro += ("NOT OF A COMMIT: the source tree had changes. Do not publish these figures.",)
     return Section("cris-bench", intro)
+
+
+def _rounds(record: Record) -> str:
+    counts = [len(row.seconds) for row in record.rows if row.scope not in (*ALONE, Scope.DEVICE)]
+    least, most = min(counts, default=0), max(counts, default=0)
+    rounds = f"{most}" if least == most else f"{least} to {most}"
+    order = "in turn" if record.seed is None else f"in random order (seed {record.seed})"
+    return f"{record.warmup} untimed and {rounds} timed rounds, contestants {order}"
 
 
 def _accuracy(record: Record) -> Section:
@@ -206,11 +217,15 @@ def _bundles(record: Record) -> Section:
 
 
 def _absent(record: Record) -> Section:
-    rows = tuple((entry.name, entry.install) for entry in record.absent)
+    whys = dict.fromkeys(entry.install for entry in record.absent)
+    rows = tuple(
+        (why, "; ".join(dict.fromkeys(e.name for e in record.absent if e.install == why)))
+        for why in whys
+    )
     return Section(
-        "Not installed",
+        "Not here",
         ("These could not take part.",),
-        ("contestant", "install"),
+        ("why", "who"),
         rows,
-        frozenset({"install"}),
+        frozenset({"who"}),
     )

@@ -3,23 +3,29 @@
 All passes with one image and one expression are one race, so that a scope can be compared with
 another one of the same round: end to end with the network alone, say. Each larger batch, and each
 larger number of expressions, is a race of its own with its own baseline.
+
+A race ends when the intervals of all ratios are tight, when it has had its rounds, or when its time
+is up. If its time does not do for the least number of rounds, the slowest are left out.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cris_bench.budget import NO_TIME, Budget, Cost, OutOfTime, who_fits
 from cris_bench.contestants.contestant import Bound, Identity, Network
 from cris_bench.contestants.ours import Ours
-from cris_bench.contestants.pytorch import Eager
+from cris_bench.contestants.pytorch import EAGER_SHARED, Eager
 from cris_bench.options import BenchOptions
-from cris_bench.record.rows import NotFinite, Role, Row, Scope, finite
+from cris_bench.record.intervals import LEAST_ROUNDS, interval
+from cris_bench.record.rows import AGAINST, NotFinite, Role, Row, Scope, arithmetic, finite
 from cris_bench.record.schema import Absent
 from cris_bench.scopes.inputs import WORDS, Fresh, random_image, random_tokens
 from cris_bench.scopes.timing import Clocked, Pass, Timing, interleave, paired_ratio
@@ -28,16 +34,11 @@ from cris_deploy.errors import BackendError
 
 # Threads of ONNX Runtime and of OpenMP spin for some milliseconds after their work is done.
 _PAUSE: Final = 0.01
-# What the baseline has to do for the same mask: it keeps nothing of an image or an expression.
-_AGAINST: Final = {
-    Scope.NETWORK: Scope.NETWORK,
-    Scope.END_TO_END: Scope.END_TO_END,
-    Scope.FROM_BYTES: Scope.FROM_BYTES,
-    Scope.EXPRESSION: Scope.END_TO_END,
-    Scope.REPEATED_EXPRESSION: Scope.END_TO_END,
-    Scope.REPEATED_IMAGE: Scope.END_TO_END,
-}
-_ONE_OF = "its pass makes one mask: it takes the expressions one by one"
+# Share of a race's time that peers may take to be compiled.
+_PREPARING: Final = 0.6
+_ONE_OF: Final = "its pass makes one mask: it takes them one by one"
+TIGHT: Final = 0.03
+"""Width of a ratio's interval over its middle that will do."""
 
 Tick = Callable[[], object]
 
@@ -60,7 +61,8 @@ class Shape:
         return self.batch * self.expressions
 
 
-StageTimes = dict[tuple[str, Shape], dict[GraphName, list[float]]]
+StageTimes = dict[tuple[str, Shape], dict[GraphName, float]]
+"""Contestant and shape -> stage -> median seconds over the timed passes."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class Entry:
         run: The pass.
         logit_error: Difference from the baseline's logits.
         note: For the record.
+        stages: Filled by every pass of an engine's network with the seconds of its stages.
     """
 
     scope: Scope
@@ -82,6 +85,7 @@ class Entry:
     run: Callable[[], object] | Pass
     logit_error: float | NotFinite | None = None
     note: str = ""
+    stages: list[dict[GraphName, float]] = field(default_factory=list)
 
     @property
     def key(self) -> str:
@@ -111,10 +115,10 @@ class Field:
     vocabulary: int
     absent: list[Absent] = field(default_factory=list)
 
-    def note(self, name: str, shape: Shape, error: BackendError) -> None:
-        """Note that a contestant cannot run a shape: it must not lose everyone's times."""
+    def note(self, name: str, shape: Shape, why: str) -> None:
+        """Note that a contestant did not run a shape: it must not lose everyone's times."""
         who = f"{name}, {shape.batch} images x {shape.expressions} expressions"
-        self.absent.append(Absent(who, str(error)))
+        self.absent.append(Absent(who, why))
 
 
 @dataclass
@@ -123,8 +127,7 @@ class Results:
 
     Attributes:
         rows: Of the record.
-        stages: Contestant and shape -> stage -> seconds in each pass of the network, warm-up
-            included.
+        stages: What the stages of each engine took.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -138,28 +141,108 @@ def shapes(options: BenchOptions) -> list[Shape]:
     return found + [Shape(1, count) for count in sorted(set(options.expressions)) if count > 1]
 
 
-def race(field_: Field, shape: Shape, options: BenchOptions, results: Results, tick: Tick) -> None:
-    """Run one race and add its rows to the results."""
-    entries = list(_entries(field_, shape, options, results.stages))
-    timings = interleave(
-        {entry.key: entry.run for entry in entries},
-        warmup=options.warmup,
-        iterations=options.iterations,
-        tick=tick,
-        pause=_PAUSE,
-    )
-    raced = list(zip(entries, timings, strict=True))
+def race(
+    field_: Field,
+    shape: Shape,
+    options: BenchOptions,
+    results: Results,
+    tick: Tick,
+    budget: Budget | None = None,
+) -> None:
+    """Run one race and add its rows to the results.
+
+    Args:
+        field_: Who takes part.
+        shape: What a pass takes.
+        options: What is timed, and how often.
+        results: Added to.
+        tick: Called after every pass.
+        budget: Of this race; None for no end.
+    """
+    budget = budget or Budget(None)
+    entries = {entry.key: entry for entry in _entries(field_, shape, options, budget)}
+
+    def timed(
+        warmup: int,
+        iterations: int,
+        enough: Callable[[Mapping[str, Sequence[float]]], bool] = lambda _: False,
+    ) -> list[Timing]:
+        return interleave(
+            {key: entry.run for key, entry in entries.items()},
+            warmup=warmup,
+            iterations=iterations,
+            seed=options.seed,
+            enough=enough,
+            tick=tick,
+            pause=_PAUSE,
+        )
+
+    timed(0, 1)  # cold: what is allocated, is allocated now
+    began = budget.elapsed
+    first = timed(0, 1)
+    took = budget.elapsed - began  # with what prepares the passes
+    total = sum(timing.seconds[0] for timing in first) or 1.0
+    costs = [
+        _cost(entry, timing.seconds[0] * took / total)
+        for entry, timing in zip(entries.values(), first, strict=True)
+    ]
+    kept = who_fits(costs, budget.left / LEAST_ROUNDS)
+    untimed = max(0, options.warmup - 2) if len(kept) == len(entries) else 0  # two were before
+    for key in [key for key in entries if key not in kept]:
+        field_.note(key, shape, NO_TIME)
+    entries = {key: entries[key] for key in kept}
+    for entry in entries.values():
+        entry.stages.clear()
+    last = [budget.elapsed]
+
+    def enough(seconds: Mapping[str, Sequence[float]]) -> bool:
+        now = budget.elapsed
+        round_, last[0] = now - last[0], now
+        return round_ > budget.left or (options.iterations is None and _tight(entries, seconds))
+
+    timings = timed(untimed, options.most_rounds, enough)
+    raced = list(zip(entries.values(), timings, strict=True))
+    for entry, timing in raced:
+        passes = entry.stages[-len(timing.seconds) :]
+        if passes:
+            results.stages[entry.identity.name, shape] = {
+                stage: statistics.median(each[stage] for each in passes) for stage in passes[0]
+            }
     baselines = {e.scope: (e, t) for e, t in raced if e.identity.role is Role.BASELINE}
     order = list(Scope)
     for entry, timing in sorted(raced, key=lambda pair: order.index(pair[0].scope)):
         results.rows.append(_row(entry, timing, shape, baselines))
 
 
+def _cost(entry: Entry, seconds: float) -> Cost:
+    who = entry.identity
+    group = entry.scope, who.role, arithmetic(who.compute)
+    return Cost(entry.key, seconds, entry.masks, group, stays=who.role is Role.BASELINE)
+
+
+def _tight(entries: Mapping[str, Entry], seconds: Mapping[str, Sequence[float]]) -> bool:
+    """Whether all ratios to the baseline are known well; without one, all times."""
+    baselines = {
+        entry.scope: np.asarray(seconds[key])
+        for key, entry in entries.items()
+        if entry.identity.role is Role.BASELINE
+    }
+    for key, entry in entries.items():
+        times = np.asarray(seconds[key])
+        slow = baselines.get(AGAINST.get(entry.scope, entry.scope))
+        if entry.scope is Scope.OVERHEAD:
+            continue
+        found = interval(times if slow is None else slow / times)
+        if found is None or found.width > TIGHT:
+            return False
+    return True
+
+
 def _row(
     entry: Entry, timing: Timing, shape: Shape, baselines: dict[Scope, tuple[Entry, Timing]]
 ) -> Row:
     ratio = None
-    against = _AGAINST.get(entry.scope)
+    against = AGAINST.get(entry.scope)
     if against in baselines:
         slow, slow_timing = baselines[against]
         ratio = paired_ratio(slow_timing, timing) * entry.masks / slow.masks
@@ -181,9 +264,7 @@ def _row(
     )
 
 
-def _entries(
-    field_: Field, shape: Shape, options: BenchOptions, stages: StageTimes
-) -> Iterator[Entry]:
+def _entries(field_: Field, shape: Shape, options: BenchOptions, budget: Budget) -> Iterator[Entry]:
     wanted = set(options.scopes)
     fresh = Fresh(options.image_height, options.image_width)
     image = random_image(shape.batch, field_.input_size)
@@ -191,27 +272,36 @@ def _entries(
     expected: NDArray[Any] | None = None
     if field_.eager is not None:
         expected = yield from _baseline(field_.eager, shape, wanted, fresh, image, tokens)
-    if Scope.NETWORK in wanted:
-        for peer in field_.peers:
-            try:
-                bound = peer.bind(image, tokens)
-            except BackendError as error:
-                field_.note(peer.identity.name, shape, error)
-                continue
-            yield _network(peer.identity, bound, bound.run, shape, expected)
     for engine in field_.ours:
         # An engine's network pass is beside its other passes: what is compared is close in time.
         if Scope.NETWORK in wanted:
             bound = engine.bind(image, tokens)
             try:
-                run = _noting(engine, bound, stages.setdefault((engine.identity.name, shape), {}))
-                entry = _network(engine.identity, bound, run, shape, expected)
+                entry = _network(engine.identity, bound, shape.masks, expected)
             except BackendError as error:  # a plan without a profile for this batch, say
-                field_.note(engine.identity.name, shape, error)
+                field_.note(engine.identity.name, shape, str(error))
             else:
-                yield entry
+                yield dataclasses.replace(entry, run=_noting(engine, bound, entry.stages))
         if shape.batch == 1:
             yield from _engine_scopes(engine, shape, wanted, fresh)
+    if Scope.NETWORK not in wanted:
+        return
+    preparing = budget.part(_PREPARING)
+    for peer in field_.peers:
+        if peer.identity.name == EAGER_SHARED and shape.expressions == 1:
+            continue  # it is the baseline
+        masks = 1 if peer.single else shape.masks
+        try:
+            with preparing.cut():  # compiling may take minutes
+                bound = peer.bind(image[:1] if peer.single else image, tokens[:masks])
+                note = _ONE_OF if masks < shape.masks else ""
+                entry = _network(peer.identity, bound, masks, expected, note)
+        except BackendError as error:
+            field_.note(peer.identity.name, shape, str(error))
+        except OutOfTime:
+            field_.note(peer.identity.name, shape, NO_TIME)
+        else:
+            yield entry
 
 
 def _baseline(
@@ -230,7 +320,7 @@ def _baseline(
         bound = eager.bind(image, tokens[: shape.batch])
         expected = bound.logits()
         yield Entry(Scope.NETWORK, who, shape.batch, bound.run, 0.0, note)
-    needed = {_AGAINST[scope] for scope in wanted & _AGAINST.keys()}
+    needed = {AGAINST[scope] for scope in wanted & AGAINST.keys()}
     if shape.batch == 1 and Scope.END_TO_END in needed:
         whole = Pass(
             lambda given: eager.segment(*given), lambda: (fresh.picture(), fresh.expression())
@@ -245,26 +335,22 @@ def _baseline(
 
 
 def _network(
-    who: Identity,
-    bound: Bound,
-    run: Callable[[], object],
-    shape: Shape,
-    expected: NDArray[Any] | None,
+    who: Identity, bound: Bound, masks: int, expected: NDArray[Any] | None, note: str = ""
 ) -> Entry:
     logits = bound.logits()  # compiles what is compiled when it is first run, too
     error = None
     if expected is not None:
-        error = finite(float(np.abs(logits[: len(expected)] - expected).max()))
-    return Entry(Scope.NETWORK, who, shape.masks, run, error)
+        count = min(len(logits), len(expected))
+        error = finite(float(np.abs(logits[:count] - expected[:count]).max()))
+    return Entry(Scope.NETWORK, who, masks, bound.run, error, note)
 
 
-def _noting(engine: Ours, bound: Bound, kept: dict[GraphName, list[float]]) -> Callable[[], object]:
+def _noting(engine: Ours, bound: Bound, kept: list[dict[GraphName, float]]) -> Callable[[], object]:
     """The pass, which keeps what its stages took."""
 
     def run() -> object:
         result = bound.run()
-        for stage, seconds in engine.stage_seconds().items():
-            kept.setdefault(stage, []).append(seconds)
+        kept.append(engine.stage_seconds())
         return result
 
     return run
@@ -293,7 +379,7 @@ def _engine_scopes(engine: Ours, shape: Shape, wanted: set[Scope], fresh: Fresh)
         if not who.place.on_gpu:
             passes[Scope.OVERHEAD] = Pass(
                 lambda given: Clocked(engine.overhead(*given)),
-                lambda: (fresh.picture(), fresh.expression()),
+                lambda: (engine.engine.pipeline.prepare(fresh.picture()), fresh.expression()),
             )
         elif Scope.DEVICE in wanted:
             from cris_bench.contestants.cuda import device_pass
@@ -304,12 +390,3 @@ def _engine_scopes(engine: Ours, shape: Shape, wanted: set[Scope], fresh: Fresh)
     for scope in Scope:
         if scope in wanted and scope in passes:
             yield Entry(scope, who, count, passes[scope])
-
-
-def stage_medians(
-    stages: StageTimes, iterations: int
-) -> Iterator[tuple[str, Shape, GraphName, float]]:
-    """Contestant, shape, stage and its median seconds over the timed passes."""
-    for (name, shape), kept in stages.items():
-        for stage, seconds in kept.items():
-            yield name, shape, stage, statistics.median(seconds[-iterations:])

@@ -1,0 +1,134 @@
+"""A run's time: who is left out, what is cut off, when a race ends; on a clock set by hand."""
+
+import contextlib
+import signal
+import time
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+
+from cris_bench.budget import Budget, Cost, OutOfTime, who_fits
+from cris_bench.scopes.timing import interleave
+
+
+class Clock:
+    """Seconds that go on when they are told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_what_is_left_and_its_parts() -> None:
+    clock = Clock()
+    budget = Budget(60, clock)
+    clock.now += 20
+    assert (budget.elapsed, budget.left) == (20, 40)
+    part = budget.part(0.5)
+    clock.now += 15
+    assert part.left == pytest.approx(5)
+    assert budget.left == pytest.approx(25)
+    clock.now += 100
+    assert (part.left, budget.left) == (0, 0)
+
+
+def test_without_an_end_there_is_always_time() -> None:
+    budget = Budget(None, Clock())
+    assert budget.part(0.1).left == float("inf")
+    with budget.cut():
+        pass
+
+
+def test_what_takes_too_long_is_cut_off() -> None:
+    before = signal.getsignal(signal.SIGALRM)
+    began = time.monotonic()
+
+    def library() -> None:
+        while True:
+            with contextlib.suppress(Exception):  # what a library catches does not keep it
+                time.sleep(1)
+
+    with pytest.raises(OutOfTime), Budget(0.05).cut():
+        library()
+    assert time.monotonic() - began < 30
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
+def test_what_is_in_time_goes_through_and_nothing_begins_too_late() -> None:
+    clock = Clock()
+    budget = Budget(60, clock)
+    with budget.cut():
+        done = True
+    assert done
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+    clock.now += 60
+    with pytest.raises(OutOfTime), budget.cut():
+        pytest.fail("nothing is begun")
+
+
+def costs() -> list[Cost]:
+    return [
+        Cost("eager", 1.0, 1, "baseline", stays=True),
+        Cost("compiled", 0.9, 1, "peers in fp32"),
+        Cost("plain", 0.7, 1, "peers in fp32"),
+        Cost("ours fp32", 0.5, 1, "ours in fp32"),
+        Cost("ours int8", 0.8, 8, "ours in int8"),  # 0.1 a mask
+        Cost("ours int8, slow", 0.3, 1, "ours in int8"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "left_out"),
+    [
+        (4.2, set()),
+        (4.0, {"compiled"}),
+        (3.2, {"compiled", "ours int8, slow"}),
+        (2.9, {"compiled", "ours int8, slow", "plain"}),
+        (2.2, {"compiled", "ours int8, slow", "plain", "ours fp32"}),
+        (0.1, {"compiled", "ours int8, slow", "plain", "ours fp32"}),
+    ],
+)
+def test_the_slowest_go_first_and_the_fastest_of_a_group_last(
+    seconds: float, left_out: set[str]
+) -> None:
+    kept = who_fits(costs(), seconds)
+    assert {cost.key for cost in costs()} - {*kept} == left_out
+    assert kept == [cost.key for cost in costs() if cost.key in kept]
+
+
+def test_the_order_of_rounds_comes_of_the_seed() -> None:
+    def orders(seed: int) -> list[str]:
+        calls: list[str] = []
+        names = "abcd"
+        interleave(
+            {name: (lambda name=name: calls.append(name)) for name in names},
+            warmup=1,
+            iterations=30,
+            seed=seed,
+        )
+        rounds = ["".join(calls[n : n + 4]) for n in range(0, len(calls), 4)]
+        assert {"".join(sorted(round_)) for round_ in rounds} == {names}
+        return rounds
+
+    assert orders(7) == orders(7) != orders(8)
+    # Everyone runs behind everyone else.
+    behind = Counter(pair for round_ in orders(7) for pair in pairwise(round_))
+    assert len(behind) == 12
+
+
+def test_a_race_ends_when_it_has_enough() -> None:
+    seen: list[int] = []
+
+    def enough(seconds: dict[str, list[float]]) -> bool:
+        seen.append(len(seconds["a"]))
+        return len(seconds["a"]) == 4
+
+    timings = interleave(
+        {"a": lambda: None, "b": lambda: None}, warmup=3, iterations=9, enough=enough
+    )
+    assert [len(timing.seconds) for timing in timings] == [4, 4]
+    assert seen == [1, 2, 3, 4]
