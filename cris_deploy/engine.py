@@ -41,7 +41,8 @@ class Engine:
     backend, device, precision: "auto" chooses and logs why (also in `info`), as a warning if it
         leaves a GPU unused; anything else is had or refused with a BackendError. `device` is "cpu",
         "cuda", or "cuda:1" for the second of the GPUs that CUDA_VISIBLE_DEVICES leaves. `precision`
-        is the arithmetic: "auto" keeps what the bundle's parity was proved in.
+        is the arithmetic: "auto" keeps what the bundle's parity was proved in, but computes int8 in
+        float32 where this processor is slower in int8.
     threads: CPU threads for one graph; None leaves it to the runtime.
     streams: runs that may go on at once, for more images per second from several calling threads:
         on a CPU (backend openvino) they share its threads, so each is slower; on a GPU each has

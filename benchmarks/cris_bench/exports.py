@@ -18,7 +18,7 @@ from typing import Final
 
 import cris_deploy
 import cris_export
-import cris_train
+import cris_train.model
 from cris_bench.record.machine import PACKAGES
 from cris_deploy.errors import InputError
 from cris_deploy.files import make_folder
@@ -98,10 +98,10 @@ def _bytes(folder: Path) -> int:
 @functools.cache
 def _surroundings() -> str:
     """The source of what exports, the packages that help, and what int8 depends on."""
-    digest = hashlib.sha256()
-    here = Path(__file__).parent
-    roots = [Path(package.__path__[0]) for package in (cris_deploy, cris_export, cris_train)]
-    for file in sorted(f for root in (*roots, here / "contestants") for f in root.rglob("*.py")):
+    digest, here = hashlib.sha256(), Path(__file__).parent
+    roots = [Path(package.__path__[0]) for package in (cris_deploy, cris_export, cris_train.model)]
+    files = [here / "contestants" / f"{name}.py" for name in ("plain_export", "quantised")]
+    for file in sorted([*(f for root in roots for f in root.rglob("*.py")), *files]):
         digest.update(file.read_bytes())
     digest.update(repr((versions_of(PACKAGES), this_cpu().features)).encode())
     return digest.hexdigest()
