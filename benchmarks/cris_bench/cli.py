@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             record = measure(options, progress.step, progress.tick)
         if args.output is not None:
             write_record(args.output, record)
-        print(to_json(record).rstrip() if args.json else terminal(record))
+        print(to_json(record).rstrip() if args.json else terminal(record, args.price))
         return 0
 
     return guarded("cris-bench", run)
@@ -96,7 +96,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--expressions", default="1", metavar="LIST", help="expressions for one image (1)")
     add("--image-size", default="1920x1080", metavar="WxH", help="of a picture (1920x1080)")
     add("--threads", type=int, metavar="N", help="CPU threads (default: all)")
-    add("--clients", type=int, default=0, metavar="N", help="also throughput under N threads")
+    add("--clients", metavar="LIST", help="also throughput under so many callers, such as 1,4,8")
+    add("--client-threads", metavar="LIST", help="CPU threads of their calls, such as 1,2 (all)")
+    add("--price", type=float, metavar="DOLLARS", help="of this machine for an hour: adds costs")
     add("--no-peers", action="store_true", help="leave torch.compile and plain exports out")
     add("--quick", action="store_true", help="3 minutes; no torch.compile, int8, ceilings")
     add(
@@ -139,7 +141,10 @@ def _options(args: argparse.Namespace, given: Sequence[str]) -> BenchOptions:
         minutes=minutes if args.minutes is None else args.minutes,
         seed=args.seed,
         threads=args.threads,
-        clients=args.clients,
+        clients=_numbers("--clients", args.clients) if args.clients else (),
+        thread_counts=_numbers("--client-threads", args.client_threads)
+        if args.client_threads
+        else (),
         peers=not args.no_peers,
         quick=args.quick,
         evaluate=args.eval,

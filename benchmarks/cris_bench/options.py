@@ -52,7 +52,8 @@ class BenchOptions:
         minutes: That the whole run may take; 0 for as long as it takes.
         seed: Of the order in each round.
         threads: CPU threads of each contestant; None for all cores.
-        clients: Threads that call one engine at once, for throughput; 0 for none.
+        clients: Numbers of threads that call one engine at once, for throughput; none for none.
+        thread_counts: CPU threads of a call under clients; empty for `threads`.
         peers: Also time torch.compile and plain exports.
         quick: Leave out what takes long: torch.compile, int8, the ceilings; three minutes.
         evaluate: Folder of a data set to measure each bundle's accuracy on.
@@ -75,7 +76,8 @@ class BenchOptions:
     minutes: float = MINUTES
     seed: int = 0
     threads: int | None = None
-    clients: int = 0
+    clients: tuple[int, ...] = ()
+    thread_counts: tuple[int, ...] = ()
     peers: bool = True
     quick: bool = False
     evaluate: Path | None = None
@@ -94,7 +96,8 @@ class BenchOptions:
             ("--iterations", self.most_rounds, 1),
             ("--minutes", self.minutes, 0),
             ("--seed", self.seed, 0),
-            ("--clients", self.clients, 0),
+            ("--clients", min(self.clients, default=1), 1),
+            ("--client-threads", min(self.thread_counts, default=1), 1),
             ("--eval-limit", self.eval_limit, 0),
             ("--image-size", min(self.image_height, self.image_width), 1),
             ("--batch", min(self.batches, default=0), 1),

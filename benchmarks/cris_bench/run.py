@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
 import tempfile
 import warnings
@@ -14,28 +13,30 @@ from typing import Final
 import torch
 
 from cris_bench.budget import Budget
-from cris_bench.contestants.contestant import STAGES, Identity
+from cris_bench.contestants.contestant import STAGES
 from cris_bench.contestants.ours import Way, find_ways
-from cris_bench.contestants.starters import Starters, choose_place, open_starters
+from cris_bench.contestants.starters import choose_place, open_starters
 from cris_bench.exports import Exports, default_folder
 from cris_bench.options import ALONE, BenchOptions
 from cris_bench.place import Place
 from cris_bench.record import machine
-from cris_bench.record.rows import Clients
 from cris_bench.record.schema import FORMAT, Accuracy, Ceiling, Memory, Record, StageWork
 from cris_bench.scopes.ceilings import measure_ceilings
-from cris_bench.scopes.clients import Segment, measure_clients
+from cris_bench.scopes.energy import Meter
 from cris_bench.scopes.memory import measure_alone
 from cris_bench.scopes.races import Results, Tick, race, shapes
+from cris_bench.scopes.throughput import measure_throughput
 from cris_bench.subject import Step, Subject, prepare
 from cris_deploy.bundle.manifest import GraphName
-from cris_deploy.execution.backends import BackendName
+from cris_deploy.execution.backends import BackendName, Compute
 from cris_deploy.words.tokenizer import TruncationWarning
 from cris_train.evaluation.measure import EvalOptions, measure
 
 # Shares of what is left of a run's time, for what is exported and quantised, and for the races.
 _MAKING: Final = 0.6
 _RACING: Final = 0.95
+_MINIMAL_FILTERING: Final = (BackendName.OPENVINO, Compute.FP32)
+"""Who does its convolutions with fewer products (decision 10)."""
 
 
 def run(options: BenchOptions, step: Step, tick: Tick) -> Record:
@@ -87,13 +88,16 @@ def run(options: BenchOptions, step: Step, tick: Tick) -> Record:
             ways = list(starters.ways)
             races = shapes(options)
             for number, shape in enumerate(races):
-                share = budget.part(_RACING / (len(races) - number))
+                # The clients of throughput take part as one more race.
+                share = budget.part(_RACING / (len(races) - number + bool(options.clients)))
                 step(
                     f"images {shape.batch}, expressions {shape.expressions}: "
                     f"at most {options.most_rounds} rounds, each in an order of its own"
                 )
                 race(starters.field(), shape, options, results, tick, share)
-            clients = tuple(_clients(starters, step, tick))
+            meter = _meter(place)
+            loaded = budget.part(_RACING)
+            clients = tuple(measure_throughput(starters, step, tick, loaded, meter))
         if set(options.scopes) & set(ALONE):
             step("each contestant in processes of its own")
             rows, memory = measure_alone(starters.alone(), options.scopes, tick)
@@ -110,6 +114,7 @@ def run(options: BenchOptions, step: Step, tick: Tick) -> Record:
         iterations=options.most_rounds,
         seed=options.seed,
         minutes=options.minutes,
+        energy=meter.absent if clients else "",
         threads=options.threads,
         image_height=options.image_height,
         image_width=options.image_width,
@@ -123,6 +128,11 @@ def run(options: BenchOptions, step: Step, tick: Tick) -> Record:
         accuracy=accuracy,
         paper_fps=subject.paper_fps,
     )
+
+
+def _meter(place: Place) -> Meter:
+    """Of the processors, which are not what a GPU's masks take."""
+    return Meter({}, "a GPU's is not measured") if place.on_gpu else Meter.open()
 
 
 @contextlib.contextmanager
@@ -142,37 +152,9 @@ def _uuid(place: Place) -> str | None:
     return f"GPU-{torch.cuda.get_device_properties(place.index).uuid}" if place.on_gpu else None
 
 
-def _clients(starters: Starters, step: Step, tick: Tick) -> Iterator[Clients]:
-    """Throughput of PyTorch eager and of every engine, also with as many streams as cores."""
-    options = starters.options
-    if not options.clients:
-        return
-
-    def measured(who: Identity, segment: Segment) -> Clients:
-        step(f"{options.clients} clients of {who.name}")
-        return measure_clients(
-            who,
-            segment,
-            threads=options.clients,
-            calls=options.most_rounds,
-            height=options.image_height,
-            width=options.image_width,
-            tick=tick,
-        )
-
-    if starters.eager is not None:
-        yield measured(starters.eager.identity, starters.eager.segment)
-    streams = min(options.clients, machine.cores())
-    for engine in starters.ours:
-        yield measured(engine.identity, engine.engine.segment)
-        if engine.way.backend is BackendName.OPENVINO and streams > 1:
-            who = dataclasses.replace(engine.identity, name=f"{engine.way.name}, {streams} streams")
-            with engine.way.open(options.threads, streams) as parallel:
-                yield measured(who, parallel.segment)
-
-
 def _work(subject: Subject, ways: Sequence[Way], results: Results) -> Iterator[StageWork]:
     bundles = {way.name: way.bundle for way in ways}
+    fewer = {way.name for way in ways if (way.backend, way.compute) == _MINIMAL_FILTERING}
     medians = [
         (name, shape, stage, seconds)
         for (name, shape), stages in results.stages.items()
@@ -190,6 +172,7 @@ def _work(subject: Subject, ways: Sequence[Way], results: Results) -> Iterator[S
                 name=name,
                 batch=shape.batch,
                 expressions=shape.expressions,
+                fewer=name in fewer,
             )
 
 

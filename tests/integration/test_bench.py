@@ -170,6 +170,7 @@ def test_clients_are_counted(record: Record) -> None:
     found = {entry.name: entry for entry in record.clients}
     assert {"PyTorch eager fp32", "onnxruntime fp32", "openvino fp32"} <= found.keys()
     assert all(entry.images == len(entry.latencies) == 8 for entry in found.values())
+    assert {entry.streams for entry in record.clients} <= {1, 2}
     assert all(sum(entry.latencies) <= 2.001 * entry.seconds for entry in found.values())
 
 
@@ -318,6 +319,8 @@ def test_parity_gate_is_reported_as_it_is(tiny_bundle: Path) -> None:
     ("flags", "said"),
     [
         (["--iterations", "0"], "--iterations"),
+        (["--minutes", "-1"], "--minutes"),
+        (["--clients", "2,0"], "--clients"),
         (["--warmup", "-1"], "--warmup"),
         (["--threads", "0"], "--threads"),
         (["--expressions", "0"], "--expressions"),

@@ -149,6 +149,9 @@ class Clients:
         seconds: From the first call's start to the last one's end.
         images: Calls answered in that time.
         latencies: Seconds of each call.
+        cpu_threads: Of each call, as asked for; None for all cores.
+        streams: Calls that the engine takes at once.
+        joules: That the processors took in that time; None where the machine does not tell.
     """
 
     name: str
@@ -158,6 +161,24 @@ class Clients:
     seconds: AboveZero
     images: Positive
     latencies: Annotated[tuple[AboveZero, ...], _OF_EVERY_PASS]
+    cpu_threads: Positive | None = None
+    streams: Positive = 1
+    joules: AboveZero | None = None
+
+    @property
+    def title(self) -> str:
+        """Who served, and with how many threads and streams if not with all and one."""
+        parts = [self.name]
+        if self.cpu_threads is not None:
+            parts.append(f"{self.cpu_threads} threads")
+        if self.streams > 1:
+            parts.append(f"{self.streams} streams")
+        return ", ".join(parts)
+
+    @property
+    def masks_per_wh(self) -> float | None:
+        """Masks that a watt-hour gives; None where energy is not told."""
+        return None if self.joules is None else self.images * 3600 / self.joules
 
     @property
     def throughput(self) -> float:

@@ -71,6 +71,7 @@ class StageWork:
         name: Contestant that ran it; one of the names of scope NETWORK.
         batch: Images of the pass.
         expressions: Expressions for each of them.
+        fewer: Whether it is done with fewer products than these operations count.
     """
 
     stage: str
@@ -80,6 +81,7 @@ class StageWork:
     name: str
     batch: Positive = 1
     expressions: Positive = 1
+    fewer: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +180,7 @@ class Record:
         paper_fps: The paper's figure for this model, on a V100 GPU; None if it has none.
         seed: Of the order of contestants in each round; None where it was always the same.
         minutes: That the run was given; 0 for no end.
+        energy: Why no energy was measured; "" where it was, or nobody asked.
     """
 
     format: int
@@ -202,6 +205,7 @@ class Record:
     paper_fps: float | None = None
     seed: Count | None = None
     minutes: float = 0.0
+    energy: str = ""
 
     def __post_init__(self) -> None:
         for row in self.rows:

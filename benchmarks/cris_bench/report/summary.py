@@ -14,25 +14,30 @@ from cris_bench.report.scope import FAILED, scope_section
 from cris_bench.report.section import Section, aligned, points, to_markdown, to_text
 
 
-def markdown(record: Record, title: str = "cris-bench", *, level: int = 1) -> str:
-    """The record as a Markdown document with this title, a heading of that level."""
-    first, *others = sections(record)
+def markdown(
+    record: Record, title: str = "cris-bench", *, level: int = 1, price: float | None = None
+) -> str:
+    """The record as a Markdown document with this title, a heading of that level.
+
+    With `price`, dollars of the machine for an hour, also what a million masks cost.
+    """
+    first, *others = sections(record, price)
     first = dataclasses.replace(first, title=title)
     return to_markdown([first], level=level) + "\n" + to_markdown(others, level=level + 1)
 
 
-def terminal(record: Record) -> str:
-    """The record as plain text in aligned columns."""
-    return to_text(sections(record))
+def terminal(record: Record, price: float | None = None) -> str:
+    """The record as plain text in aligned columns; `price` as in `markdown`."""
+    return to_text(sections(record, price))
 
 
-def sections(record: Record) -> list[Section]:
+def sections(record: Record, price: float | None = None) -> list[Section]:
     """All that a record says: itself, each scope, then accuracy, clients, memory and the rest."""
     made = [_heading(record), like_section(record)]
     made += [scope_section(record, scope) for scope in Scope]
     made += [
         _accuracy(record),
-        _clients(record),
+        _clients(record, price),
         _memory(record),
         _ceilings(record),
         _stages(record),
@@ -95,22 +100,31 @@ def _accuracy(record: Record) -> Section:
     )
 
 
-def _clients(record: Record) -> Section:
-    rows = tuple(
-        (
-            entry.name,
-            str(entry.threads),
-            f"{entry.throughput:.2f}",
-            *aligned([entry.p50_ms, entry.p95_ms, entry.p99_ms]),
-            f"{len(entry.latencies):,}",
-        )
-        for entry in record.clients
-    )
+def _clients(record: Record, price: float | None) -> Section:
+    entries = record.clients
+    columns = {
+        "contestant": [entry.title for entry in entries],
+        "clients": [str(entry.threads) for entry in entries],
+        "masks/s": [f"{entry.throughput:.2f}" for entry in entries],
+        "p50 ms": aligned([entry.p50_ms for entry in entries]),
+        "p95 ms": aligned([entry.p95_ms for entry in entries]),
+        "p99 ms": aligned([entry.p99_ms for entry in entries]),
+        "calls": [f"{len(entry.latencies):,}" for entry in entries],
+        "masks/Wh": [
+            "" if entry.masks_per_wh is None else f"{entry.masks_per_wh:,.0f}" for entry in entries
+        ],
+        "$ per million": [
+            "" if price is None else f"{price / 3.6e3 / entry.throughput * 1e6:,.2f}"
+            for entry in entries
+        ],
+    }
+    kept = {name: cells for name, cells in columns.items() if any(cells)}
     return Section(
-        "Clients",
-        ("Threads that each ask for the next mask as soon as they have the last.",),
-        ("contestant", "clients", "images/s", "p50 ms", "p95 ms", "p99 ms", "calls"),
-        rows,
+        "Throughput",
+        ("Callers that each ask for the next mask, end to end, as soon as they have the last.",),
+        tuple(kept),
+        tuple(zip(*kept.values(), strict=True)),
+        notes=(f"Energy: {record.energy}.",) if record.energy else (),
     )
 
 
@@ -146,7 +160,7 @@ def _ceilings(record: Record) -> Section:
     )
     return Section(
         "Ceilings",
-        ("What this machine reached in a large matrix product and in a large copy.",),
+        ("What a large product and a large copy reached on this machine.",),
         ("arithmetic", "Gop/s", "copy GB/s"),
         rows,
     )
@@ -172,7 +186,11 @@ def _stages(record: Record) -> Section:
     )
     return Section(
         "Stages against the ceilings",
-        ("A pass of the network. Bandwidth: what reading the weights once takes of it.",),
+        (
+            "A pass of the network, against the highest rate that was seen on this machine in its "
+            "arithmetic, in a product or in a stage. Bandwidth: what reading the weights once "
+            "takes of it.",
+        ),
         (
             *("contestant", "stage"),
             *(("images", "expressions") if sizes else ()),
@@ -184,10 +202,10 @@ def _stages(record: Record) -> Section:
 
 
 def _shares(stage: Reached) -> tuple[str, str]:
-    matrix, copy = stage.matrix_share, stage.copy_share
-    if matrix is None or copy is None:
+    if stage.ceiling is None:
         return "not measured", "not measured"
-    return f"{matrix:.0%}", f"{copy:.0%}"
+    share = "fewer products" if stage.matrix_share is None else f"{stage.matrix_share:.0%}"
+    return share, f"{stage.copy_share:.0%}"
 
 
 def _bundles(record: Record) -> Section:
