@@ -17,8 +17,9 @@ from cris_bench.place import Place
 from cris_bench.record import machine as machine_facts
 from cris_bench.record.file import read_record
 from cris_bench.record.rows import Scope
+from cris_bench.scopes.entries import Field, Shape
 from cris_bench.scopes.inputs import random_image, random_tokens
-from cris_bench.scopes.races import Field, Results, Shape, race
+from cris_bench.scopes.races import Results, race
 from cris_deploy.bundle.reading import MANIFEST
 from cris_deploy.errors import BackendError, InputError
 from cris_deploy.execution.backends import BackendName, Compute, Device

@@ -7,8 +7,9 @@ import torch
 from cris_bench.contestants.pytorch import COMPILED, ON_CPU, ON_CUDA, SHARED, Eager, Variant, peers
 from cris_bench.options import BenchOptions
 from cris_bench.place import Place
+from cris_bench.scopes.entries import Field, Shape
 from cris_bench.scopes.inputs import random_image, random_tokens
-from cris_bench.scopes.races import Field, Results, Shape, race
+from cris_bench.scopes.races import Results, race
 from cris_deploy.errors import BackendError
 from cris_deploy.execution.backends import Compute, Device
 from cris_train.model import Cris, CrisConfig

@@ -19,8 +19,9 @@ from cris_bench.record.rows import Role, Row, Scope
 from cris_bench.record.schema import Parity, Record
 from cris_bench.scopes import child
 from cris_bench.scopes.ceilings import measure_ceilings
+from cris_bench.scopes.entries import Field, Shape
 from cris_bench.scopes.inputs import Fresh
-from cris_bench.scopes.races import Field, Results, Shape, race
+from cris_bench.scopes.races import Results, race
 from cris_bench.scopes.timing import Clocked, Pass, Timing, interleave, paired_ratio
 from cris_bench.subject import paper_fps, parity_of
 from cris_deploy.bundle.manifest import GraphName

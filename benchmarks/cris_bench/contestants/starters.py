@@ -20,8 +20,8 @@ from cris_bench.options import BenchOptions
 from cris_bench.place import Place
 from cris_bench.record.schema import Absent
 from cris_bench.scopes.child import Kind, Task
+from cris_bench.scopes.entries import Field
 from cris_bench.scopes.memory import Alone
-from cris_bench.scopes.races import Field
 from cris_bench.subject import Step, Subject
 from cris_deploy.bundle.manifest import GraphName
 from cris_deploy.errors import BackendError
