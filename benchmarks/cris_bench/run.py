@@ -76,6 +76,7 @@ def run(options: BenchOptions, step: Step, tick: Tick) -> Record:
             subject.computes,
             strict=bool(options.computes),
         )
+        alone = set(options.scopes) & set(ALONE)
         results = Results()
         memory: list[Memory] = []
         ceilings: tuple[Ceiling, ...] = ()
@@ -88,19 +89,22 @@ def run(options: BenchOptions, step: Step, tick: Tick) -> Record:
             ways = list(starters.ways)
             races = shapes(options)
             for number, shape in enumerate(races):
-                # The clients of throughput take part as one more race.
-                share = budget.part(_RACING / (len(races) - number + bool(options.clients)))
+                # Clients and processes of their own take as long as a race each.
+                more = bool(options.clients) + bool(alone)
+                share = budget.part(_RACING / (len(races) - number + more))
                 step(
                     f"images {shape.batch}, expressions {shape.expressions}: "
                     f"at most {options.most_rounds} rounds, each in an order of its own"
                 )
                 race(starters.field(), shape, options, results, tick, share)
             meter = _meter(place)
-            loaded = budget.part(_RACING)
+            loaded = budget.part(_RACING / (1 + bool(alone)))
             clients = tuple(measure_throughput(starters, step, tick, loaded, meter))
-        if set(options.scopes) & set(ALONE):
+        if alone:
             step("each contestant in processes of its own")
-            rows, memory = measure_alone(starters.alone(), options.scopes, tick)
+            rows, memory = measure_alone(
+                starters.alone(), options.scopes, tick, budget.part(_RACING)
+            )
             results.rows += rows
         accuracy = tuple(_accuracy(subject, ways, options, step))
     return Record(

@@ -11,7 +11,7 @@ from cris_bench.contestants.contestant import Bound, Identity
 from cris_bench.place import Place
 from cris_bench.record.rows import Role
 from cris_deploy.errors import BackendError, one_line
-from cris_deploy.execution.backends import BackendName, Compute, Device
+from cris_deploy.execution.backends import BackendName, Compute, Device, status
 
 FLOATS: Final = (
     (BackendName.OPENVINO, Compute.FP32),
@@ -54,6 +54,8 @@ class PlainExport:
     ) -> None:
         who = name_of(backend, compute)
         self.identity = Identity(who, Role.PEER, Place(Device.CPU), compute.value)
+        if not status(backend).devices:
+            raise BackendError(status(backend).install)
         load = _openvino if backend is BackendName.OPENVINO else _onnxruntime
         try:
             self._run = load(path, compute, threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeVar
@@ -20,15 +21,14 @@ from cris_bench.options import BenchOptions
 from cris_bench.record.rows import arithmetic
 from cris_bench.record.schema import Absent
 from cris_bench.subject import Step, Subject
-from cris_deploy.errors import BackendError, CrisError, one_line
-from cris_deploy.execution.backends import BackendName, Compute, status
+from cris_deploy.errors import CrisError, one_line
+from cris_deploy.execution.backends import BackendName, Compute
 from cris_deploy.words.tokenizer import Tokenizer
 from cris_export.errors import ExportError
 from cris_export.graph.trace import quiet
 from cris_train.model import Cris
 
 _GRAPH: Final = "plain.onnx"
-_FLOATS: Final = frozenset(compute for _, compute in FLOATS)
 _T = TypeVar("_T")
 
 
@@ -61,28 +61,31 @@ class PlainPeers:
         """The float32 graph; None before it is made."""
 
     def load(self) -> list[PlainExport]:
-        """Load whatever can be loaded, the fastest first."""
-        found = self._try("the plain export", self._plain)
-        if found is None:
+        """Make and load whatever can be; what takes minutes to be made comes last."""
+        self.graph = graph = self._try("the plain export", self._plain)
+        if graph is None:
             return []
-        self.graph = graph = found
-        wanted = self._options.computes
-        peers = []
-        for backend, compute in (*(() if self._options.quick else QUANTISED), *FLOATS):
-            if wanted and arithmetic(compute) not in map(arithmetic, wanted):
-                continue
-            name = name_of(backend, compute)
-
-            def load(backend: BackendName = backend, compute: Compute = compute) -> PlainExport:
-                if not status(backend).devices:
-                    raise BackendError(status(backend).install)
-                path = graph if compute in _FLOATS else self._quantised(backend, graph)
-                return PlainExport(path, backend, compute, self._options.threads)
-
-            peer = self._try(name, load)
-            peers += [] if peer is None else [peer]
+        peers = [peer for way in FLOATS for peer in self._load(graph, *way)]
         self._absent.append(Absent(name_of(BackendName.ONNXRUNTIME, Compute.BF16), NO_BF16))
+        for backend in () if self._options.quick else dict.fromkeys(name for name, _ in QUANTISED):
+            ways = [way for way in QUANTISED if way[0] is backend and self._wanted(way[1])]
+            if ways:
+                quantise = functools.partial(self._quantised, backend, graph)
+                path = self._try(f"{backend} plain export int8", quantise)
+                peers += [peer for way in ways if path for peer in self._load(path, *way)]
         return peers
+
+    def _load(self, path: Path, backend: BackendName, compute: Compute) -> list[PlainExport]:
+        """One peer; none if it is not wanted, or cannot be had."""
+        if not self._wanted(compute):
+            return []
+        load = functools.partial(PlainExport, path, backend, compute, self._options.threads)
+        peer = self._try(name_of(backend, compute), load)
+        return [] if peer is None else [peer]
+
+    def _wanted(self, compute: Compute) -> bool:
+        wanted = self._options.computes
+        return not wanted or arithmetic(compute) in map(arithmetic, wanted)
 
     def _try(self, name: str, make: Callable[[], _T]) -> _T | None:
         self._step(f"loading {name}")
