@@ -169,6 +169,11 @@ def test_the_heading_says_what_ran_on_what() -> None:
     )
 
 
+def test_the_heading_says_which_instructions_there_are() -> None:
+    found = terminal(record(machine=machine(flags=("AVX2", "AVX-512"))))
+    assert "(AVX2, AVX-512; without VNNI, BF16, AMX)" in found
+
+
 def test_every_scope_has_words() -> None:
     for scope in Scope:
         assert len(sections(record(ours(scope=scope)))) == 3

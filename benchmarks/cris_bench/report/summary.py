@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+from typing import Final
 
 from cris_bench.options import ALONE
+from cris_bench.record.machine import Machine
 from cris_bench.record.rows import Scope
 from cris_bench.record.schema import Parity, Record
 from cris_bench.report.like import like_section
 from cris_bench.report.reached import Reached, reached
 from cris_bench.report.scope import FAILED, scope_section
 from cris_bench.report.section import Section, aligned, points, to_markdown, to_text
+
+# What x86 processors of the last ten years differ in; records of other machines have none of them.
+_INSTRUCTIONS: Final = ("AVX2", "AVX-512", "VNNI", "BF16", "AMX")
 
 
 def markdown(
@@ -56,7 +61,7 @@ def _heading(record: Record) -> Section:
     intro: tuple[str, ...] = (
         f"{model.architecture}, {model.parameters / 1e6:.2f} M parameters, {model.input_size} x "
         f"{model.input_size}, {model.word_len} tokens, {weights}.",
-        f"{machine.cpu}, {machine.cores} cores{clock} ({', '.join(machine.flags) or 'no AVX2'}), "
+        f"{machine.cpu}, {machine.cores} cores{clock} ({_instructions(machine)}), "
         + (f"GPU {machine.gpu}, " if machine.gpu else "")
         + f"{machine.system}; Python {machine.python}, "
         + ", ".join(f"{name} {version}" for name, version in machine.versions.items())
@@ -68,6 +73,13 @@ def _heading(record: Record) -> Section:
     if (record.commit or "").endswith("+"):
         intro += ("NOT OF A COMMIT: the source tree had changes. Do not publish these figures.",)
     return Section("cris-bench", intro)
+
+
+def _instructions(machine: Machine) -> str:
+    """The vector extensions that decide speed: those that are there, and those that are not."""
+    here = ", ".join(machine.flags) or "none of note"
+    missing = [name for name in _INSTRUCTIONS if name not in machine.flags]
+    return f"{here}; without {', '.join(missing)}" if missing else here
 
 
 def _rounds(record: Record) -> str:
