@@ -87,6 +87,7 @@ def record(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> R
     scopes = ",".join(s for s in Scope if s not in (Scope.DEVICE, Scope.LOAD, Scope.FIRST_CALL))
     flags = ["--ckpt", str(tiny_checkpoint), "--scopes", scopes, "--quick", "--iterations", "4"]
     flags += ["--precision", "fp32,int8", "--expressions", "3", "--minutes", "0"]
+    flags += ["--threads", "1"]  # small products gain nothing by more, and others may want them
     flags += ["--image-size", "90x60", "--clients", "2"]
     path = tmp_path_factory.mktemp("out") / "new" / "record.json"
     with pytest.MonkeyPatch.context() as patch:
