@@ -109,7 +109,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--eval", type=Path, metavar="DATA", help="also the bundles' accuracy on a data set")
     add("--eval-limit", type=int, default=0, metavar="N", help="its first N pictures (all)")
-    add("--warmup", type=int, default=WARMUP, metavar="N", help=f"untimed rounds ({WARMUP})")
+    add(
+        "--warmup", type=int, default=WARMUP, metavar="N", help=f"untimed rounds, {WARMUP} at least"
+    )
     add(
         "--iterations",
         type=int,

@@ -46,7 +46,7 @@ class BenchOptions:
         expressions: Expressions for one image, scopes NETWORK and END_TO_END.
         image_height: Of the image in the scopes that start from one, pixels.
         image_width: Likewise.
-        warmup: Untimed rounds (the reference has 100, on a GPU).
+        warmup: Untimed rounds, 2 at least (the reference has 100, on a GPU).
         iterations: Timed rounds (the reference has 400); None for as many as the intervals want,
             30 at most.
         minutes: That the whole run may take; 0 for as long as it takes.

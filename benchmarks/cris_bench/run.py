@@ -17,7 +17,7 @@ from cris_bench.contestants.contestant import STAGES
 from cris_bench.contestants.ours import Way, find_ways
 from cris_bench.contestants.starters import choose_place, open_starters
 from cris_bench.exports import Exports, default_folder
-from cris_bench.options import ALONE, BenchOptions
+from cris_bench.options import ALONE, WARMUP, BenchOptions
 from cris_bench.place import Place
 from cris_bench.record import machine
 from cris_bench.record.schema import FORMAT, Accuracy, Ceiling, Memory, Record, StageWork
@@ -114,7 +114,7 @@ def run(options: BenchOptions, step: Step, tick: Tick) -> Record:
         commit=machine.commit(),
         machine=machine.describe(_uuid(place)),
         model=subject.facts,
-        warmup=options.warmup,
+        warmup=max(WARMUP, options.warmup),
         iterations=options.most_rounds,
         seed=options.seed,
         minutes=options.minutes,

@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 
 from cris_bench.budget import NO_TIME, Budget, Cost, who_fits
-from cris_bench.options import BenchOptions
+from cris_bench.options import WARMUP, BenchOptions
 from cris_bench.record.intervals import LEAST_ROUNDS, interval
 from cris_bench.record.rows import AGAINST, Role, Row, Scope, arithmetic
 from cris_bench.scopes.entries import Entry, Field, Shape, entries_of
@@ -93,17 +93,11 @@ def race(
 
     timed(0, 1)  # cold: what is allocated, is allocated now
     began = budget.elapsed
-    first = timed(0, 1)
-    took = budget.elapsed - began  # with what prepares the passes
-    total = sum(timing.seconds[0] for timing in first) or 1.0
-    costs = [
-        _cost(entry, timing.seconds[0] * took / total)
-        for entry, timing in zip(entries.values(), first, strict=True)
-    ]
-    kept = who_fits(costs, budget.left / LEAST_ROUNDS)
-    untimed = max(0, options.warmup - 2) if len(kept) == len(entries) else 0  # two were before
+    warm = timed(0, 1)
+    kept = who_fits(_costs(entries, warm, budget.elapsed - began), budget.left / LEAST_ROUNDS)
     for key in [key for key in entries if key not in kept]:
         field_.note(key, shape, NO_TIME)
+    untimed = options.warmup - WARMUP if len(kept) == len(entries) else 0
     entries = {key: entries[key] for key in kept}
     for entry in entries.values():
         entry.stages.clear()
@@ -114,7 +108,7 @@ def race(
         round_, last[0] = now - last[0], now
         return round_ > budget.left or (options.iterations is None and _tight(entries, seconds))
 
-    timings = timed(untimed, options.most_rounds, enough)
+    timings = timed(max(0, untimed), options.most_rounds, enough)
     raced = list(zip(entries.values(), timings, strict=True))
     for entry, timing in raced:
         passes = entry.stages[-len(timing.seconds) :]
@@ -128,10 +122,16 @@ def race(
         results.rows.append(_row(entry, timing, shape, baselines))
 
 
-def _cost(entry: Entry, seconds: float) -> Cost:
-    who = entry.identity
-    group = entry.scope, who.role, arithmetic(who.compute)
-    return Cost(entry.key, seconds, entry.masks, group, stays=who.role is Role.BASELINE)
+def _costs(entries: Mapping[str, Entry], warm: Sequence[Timing], took: float) -> list[Cost]:
+    """What each takes of a round that took so many seconds, with what prepares its passes."""
+    whole = sum(timing.seconds[0] for timing in warm) or 1.0
+    costs = []
+    for entry, timing in zip(entries.values(), warm, strict=True):
+        who = entry.identity
+        group = entry.scope, who.role, arithmetic(who.compute)
+        seconds, stays = timing.seconds[0] * took / whole, who.role is Role.BASELINE
+        costs.append(Cost(entry.key, seconds, entry.masks, group, stays))
+    return costs
 
 
 def _tight(entries: Mapping[str, Entry], seconds: Mapping[str, Sequence[float]]) -> bool:
