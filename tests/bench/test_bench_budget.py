@@ -6,10 +6,18 @@ import time
 from collections import Counter
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
 from cris_bench.budget import Budget, Cost, OutOfTime, who_fits
-from cris_bench.scopes.timing import interleave
+from cris_bench.contestants.contestant import Bound, Identity
+from cris_bench.options import BenchOptions
+from cris_bench.place import Place
+from cris_bench.record.rows import Role, Scope
+from cris_bench.scopes.entries import Field, Shape
+from cris_bench.scopes.races import Results, race
+from cris_bench.scopes.timing import Clocked, interleave
+from cris_deploy.execution.backends import Device
 
 
 class Clock:
@@ -132,3 +140,68 @@ def test_a_race_ends_when_it_has_enough() -> None:
     )
     assert [len(timing.seconds) for timing in timings] == [4, 4]
     assert seen == [1, 2, 3, 4]
+
+
+class Contestant:
+    """Who takes so long on the clock, each second pass longer by a share."""
+
+    single = False
+
+    def __init__(self, clock: Clock, name: str, role: Role, seconds: float, swing: float = 0.0):
+        self.identity = Identity(name, role, Place(Device.CPU), "fp32")
+        self._clock, self._seconds, self._swing, self._passes = clock, seconds, swing, 0
+
+    def bind(self, image: np.ndarray, tokens: np.ndarray) -> Bound:
+        def run() -> Clocked:
+            self._passes += 1
+            seconds = self._seconds * (1 + self._swing * (self._passes % 2))
+            self._clock.now += seconds
+            return Clocked(seconds)
+
+        return Bound(run, lambda: np.zeros((1, 1, 2, 2), np.float32))
+
+
+def raced(
+    seconds: float | None, swing: float = 0.0, iterations: int | None = None
+) -> tuple[dict[str, int], list[str], float]:
+    """Rounds of each contestant, who was left out, and what the race took."""
+    clock = Clock()
+    eager = Contestant(clock, "eager", Role.BASELINE, 1.0)
+    others = [
+        Contestant(clock, "fast", Role.PEER, 0.5, swing),
+        Contestant(clock, "slow", Role.PEER, 3.0),
+    ]
+    field, results = Field(eager, others, [], 32, 5, 9), Results()
+    options = BenchOptions(scopes=(Scope.NETWORK,), iterations=iterations)
+    race(field, Shape(1, 1), options, results, lambda: None, Budget(seconds, clock))
+    rounds = {row.name: len(row.seconds) for row in results.rows}
+    return rounds, [entry.name for entry in field.absent], clock.now - 100
+
+
+def test_what_never_varies_is_known_after_six_rounds() -> None:
+    assert raced(None) == ({"eager": 6, "fast": 6, "slow": 6}, [], 8 * 4.5)
+
+
+def test_rounds_that_are_asked_for_are_made() -> None:
+    rounds, _, took = raced(None, iterations=9)
+    assert rounds == {"eager": 9, "fast": 9, "slow": 9}
+    assert took == 11 * 4.5
+
+
+def test_who_does_not_fit_is_left_out_and_named() -> None:
+    # Two rounds of 4.5 seconds leave 21: not enough for six more of them, but for six of 1.5.
+    rounds, absent, took = raced(30)
+    assert rounds == {"eager": 6, "fast": 6}
+    assert absent == ["network: slow, 1 images x 1 expressions"]
+    assert took == 2 * 4.5 + 6 * 1.5
+
+
+@pytest.mark.parametrize("seconds", [30, 45, 60])
+def test_what_varies_is_timed_until_the_time_is_up(seconds: float) -> None:
+    rounds, _, took = raced(seconds, swing=0.5)
+    assert 6 < rounds["fast"] < 30
+    assert seconds - 4.75 < took <= seconds
+
+
+def test_no_race_goes_on_for_ever() -> None:
+    assert raced(None, swing=0.5)[0]["fast"] == 30

@@ -13,6 +13,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -101,12 +102,12 @@ def race(
     entries = {key: entries[key] for key in kept}
     for entry in entries.values():
         entry.stages.clear()
-    last = [budget.elapsed]
+    ends = [budget.elapsed]
 
     def enough(seconds: Mapping[str, Sequence[float]]) -> bool:
-        now = budget.elapsed
-        round_, last[0] = now - last[0], now
-        return round_ > budget.left or (options.iterations is None and _tight(entries, seconds))
+        ends.append(budget.elapsed)
+        longest = max(end - start for start, end in pairwise(ends))
+        return longest > budget.left or (options.iterations is None and _tight(entries, seconds))
 
     timings = timed(max(0, untimed), options.most_rounds, enough)
     raced = list(zip(entries.values(), timings, strict=True))
