@@ -102,12 +102,12 @@ def race(
     entries = {key: entries[key] for key in kept}
     for entry in entries.values():
         entry.stages.clear()
-    ends = [budget.elapsed]
+    ends: list[float] = []  # of the timed rounds
 
     def enough(seconds: Mapping[str, Sequence[float]]) -> bool:
         ends.append(budget.elapsed)
-        longest = max(end - start for start, end in pairwise(ends))
-        return longest > budget.left or (options.iterations is None and _tight(entries, seconds))
+        longest = max((end - start for start, end in pairwise(ends)), default=0.0)
+        return longest >= budget.left or (options.iterations is None and _tight(entries, seconds))
 
     timings = timed(max(0, untimed), options.most_rounds, enough)
     raced = list(zip(entries.values(), timings, strict=True))
