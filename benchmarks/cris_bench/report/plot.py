@@ -34,7 +34,7 @@ _WIDTH: Final = 9.0  # inches
 _BAR: Final = 0.24  # inches of a bar with the gap to the next one
 _PANEL: Final = 1.0  # inches of a panel's title, axis and margins
 _LINES: Final = 4.0  # inches of a panel of lines
-_ROOM: Final = 1.5  # axis over longest bar: what its label takes
+_ROOM: Final = 1.7  # axis over longest bar: what its label takes
 
 _Shape = tuple[Scope, int, int]
 

@@ -79,7 +79,8 @@ def _instructions(machine: Machine) -> str:
     """The vector extensions that decide speed: those that are there, and those that are not."""
     here = ", ".join(machine.flags) or "none of note"
     missing = [name for name in _INSTRUCTIONS if name not in machine.flags]
-    return f"{here}; without {', '.join(missing)}" if missing else here
+    told = len(missing) < len(_INSTRUCTIONS)  # earlier records use other names
+    return f"{here}; without {', '.join(missing)}" if missing and told else here
 
 
 def _rounds(record: Record) -> str:
