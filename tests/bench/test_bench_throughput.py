@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cris_bench import exports as exports_file
 from cris_bench.contestants.contestant import Identity
 from cris_bench.exports import VARIABLE, Exports, default_folder
 from cris_bench.place import Place
@@ -120,3 +121,21 @@ def test_the_folder_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE)
     monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
     assert default_folder() == Path("/caches/cris-bench")
+
+
+def test_an_exports_name_changes_with_packages_and_not_with_our_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def name(**versions: str) -> Path:
+        monkeypatch.setattr(
+            exports_file,
+            "versions_of",
+            lambda _: {n.replace("_", "-"): v for n, v in versions.items()},
+        )
+        exports_file._surroundings.cache_clear()
+        return Exports(tmp_path).get(lambda folder: None, "model")
+
+    first = name(torch="2.14", cris_deploy="0.2.0.dev1")
+    assert name(torch="2.14", cris_deploy="0.2.0.dev2") == first  # its source is hashed
+    assert name(torch="2.15", cris_deploy="0.2.0.dev1") != first
+    exports_file._surroundings.cache_clear()
