@@ -105,16 +105,17 @@ class PlainPeers:
         return folder / _GRAPH
 
     def _quantised(self, backend: BackendName, graph: Path) -> Path:
-        self._step(f"quantising the plain export for {backend}")
         if backend is BackendName.OPENVINO:
             quantise, name = quantise_for_openvino, "plain.xml"
         else:
             quantise, name = quantise_for_onnxruntime, _GRAPH
-        feeds = calibration(self._words, self._subject.facts.input_size)
-        folder = self._exports.get(
-            lambda into: quantise(graph, feeds, into / name), self._subject.sha256, backend.value
-        )
-        return folder / name
+
+        def make(folder: Path) -> None:
+            self._step(f"quantising the plain export for {backend}")
+            feeds = calibration(self._words, self._subject.facts.input_size)
+            quantise(graph, feeds, folder / name)
+
+        return self._exports.get(make, self._subject.sha256, backend.value) / name
 
 
 def export_plain(model: Cris, batch: int, path: Path) -> None:
