@@ -43,7 +43,8 @@ class Engine:
             unused; anything else is had or refused with a BackendError. So are the next two.
         device: "cpu", "cuda", or "cuda:1" for the second of the GPUs that CUDA_VISIBLE_DEVICES
             leaves.
-        precision: the arithmetic; "auto" keeps what the bundle's parity was proved in.
+        precision: the arithmetic; "auto" keeps what the bundle's parity was proved in, but computes
+            int8 in float32 where this processor is slower in int8.
         threads: CPU threads for one graph; None leaves it to the runtime.
         streams: runs that may go on at once, for more images per second from several calling
             threads: on a CPU (backend openvino) they share its threads, so each is slower; on a GPU

@@ -10,9 +10,16 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final, TypeVar
 
-from tqdm import tqdm
-
-from cris_bench.options import DEFAULT_SCOPES, QUICK_ROUNDS, ROUNDS, BenchOptions, parse_size
+from cris_bench.options import (
+    DEFAULT_SCOPES,
+    MINUTES,
+    MOST_ROUNDS,
+    QUICK_MINUTES,
+    WARMUP,
+    BenchOptions,
+    parse_size,
+)
+from cris_bench.progress import Progress
 from cris_bench.record.file import write_record
 from cris_bench.record.rows import Scope
 from cris_deploy.cli import Parser, guarded
@@ -52,11 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         from cris_bench.report.summary import terminal
         from cris_bench.run import run as measure
 
-        with tqdm(unit="pass", leave=False, disable=None) as bar:
-            record = measure(options, lambda line: bar.write(line, file=sys.stderr), bar.update)
+        with Progress(options.minutes) as progress:
+            record = measure(options, progress.step, progress.tick)
         if args.output is not None:
             write_record(args.output, record)
-        print(to_json(record).rstrip() if args.json else terminal(record))
+        print(to_json(record).rstrip() if args.json else terminal(record, args.price))
         return 0
 
     return guarded("cris-bench", run)
@@ -91,18 +98,29 @@ def _parser() -> argparse.ArgumentParser:
     add("--expressions", default="1", metavar="LIST", help="expressions for one image (1)")
     add("--image-size", default="1920x1080", metavar="WxH", help="of a picture (1920x1080)")
     add("--threads", type=int, metavar="N", help="CPU threads (default: all)")
-    add("--clients", type=int, default=0, metavar="N", help="also throughput under N threads")
+    add("--clients", metavar="LIST", help="also throughput under so many callers, such as 1,4,8")
+    add("--client-threads", metavar="LIST", help="CPU threads of their calls, such as 1,2 (all)")
+    add("--price", type=float, metavar="DOLLARS", help="of this machine for an hour: adds costs")
     add("--no-peers", action="store_true", help="leave torch.compile and plain exports out")
-    add("--quick", action="store_true", help="few rounds; no torch.compile, int8, ceilings")
+    add("--quick", action="store_true", help="3 minutes; no torch.compile, int8, ceilings")
+    add(
+        "--minutes",
+        type=float,
+        metavar="M",
+        help=f"that the run may take, 0 for no end ({MINUTES:g}); who does not fit is named",
+    )
     add("--eval", type=Path, metavar="DATA", help="also the bundles' accuracy on a data set")
     add("--eval-limit", type=int, default=0, metavar="N", help="its first N pictures (all)")
-    add("--warmup", type=int, metavar="N", help=f"untimed rounds ({ROUNDS[0]})")
+    add(
+        "--warmup", type=int, default=WARMUP, metavar="N", help=f"untimed rounds, {WARMUP} at least"
+    )
     add(
         "--iterations",
         type=int,
         metavar="N",
-        help=f"timed rounds ({ROUNDS[1]}; the reference has 400, on a GPU)",
+        help=f"timed rounds (until intervals are tight, at most {MOST_ROUNDS})",
     )
+    add("--seed", type=int, default=0, metavar="N", help="of the order in each round (0)")
     add("--json", action="store_true", help="print the record, raw times included")
     add("-o", "--output", type=Path, metavar="FILE", help="also write the record")
     return parser
@@ -110,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _options(args: argparse.Namespace, given: Sequence[str]) -> BenchOptions:
     height, width = parse_size("--image-size", args.image_size)
-    warmup, iterations = QUICK_ROUNDS if args.quick else ROUNDS
+    minutes = QUICK_MINUTES if args.quick else MINUTES
     return BenchOptions(
         scopes=_scopes(args.scopes),
         checkpoint=args.ckpt,
@@ -122,10 +140,15 @@ def _options(args: argparse.Namespace, given: Sequence[str]) -> BenchOptions:
         expressions=_numbers("--expressions", args.expressions),
         image_height=height,
         image_width=width,
-        warmup=warmup if args.warmup is None else args.warmup,
-        iterations=iterations if args.iterations is None else args.iterations,
+        warmup=args.warmup,
+        iterations=args.iterations,
+        minutes=minutes if args.minutes is None else args.minutes,
+        seed=args.seed,
         threads=args.threads,
-        clients=args.clients,
+        clients=_numbers("--clients", args.clients) if args.clients else (),
+        thread_counts=_numbers("--client-threads", args.client_threads)
+        if args.client_threads
+        else (),
         peers=not args.no_peers,
         quick=args.quick,
         evaluate=args.eval,

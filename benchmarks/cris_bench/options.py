@@ -16,8 +16,10 @@ ALONE = (Scope.LOAD, Scope.FIRST_CALL)
 ONLY_CUDA = (Scope.DEVICE,)
 # On a GPU the stages are queued: what the engine does around them goes on beside their runs.
 ONLY_CPU = (Scope.OVERHEAD,)
-QUICK_ROUNDS = (1, 5)
-ROUNDS = (5, 30)
+WARMUP = 2
+MOST_ROUNDS = 30
+MINUTES = 10.0
+QUICK_MINUTES = 3.0
 
 
 def parse_size(flag: str, text: str) -> tuple[int, int]:
@@ -44,12 +46,16 @@ class BenchOptions:
         expressions: Expressions for one image, scopes NETWORK and END_TO_END.
         image_height: Of the image in the scopes that start from one, pixels.
         image_width: Likewise.
-        warmup: Untimed rounds (the reference has 100, on a GPU).
-        iterations: Timed rounds (the reference has 400).
+        warmup: Untimed rounds, 2 at least (the reference has 100, on a GPU).
+        iterations: Timed rounds (the reference has 400); None for as many as the intervals want,
+            30 at most.
+        minutes: That the whole run may take; 0 for as long as it takes.
+        seed: Of the order in each round.
         threads: CPU threads of each contestant; None for all cores.
-        clients: Threads that call one engine at once, for throughput; 0 for none.
+        clients: Numbers of threads that call one engine at once, for throughput; none for none.
+        thread_counts: CPU threads of a call under clients; empty for `threads`.
         peers: Also time torch.compile and plain exports.
-        quick: Leave out what takes long: torch.compile, int8, the ceilings.
+        quick: Leave out what takes long: torch.compile, int8, the ceilings; three minutes.
         evaluate: Folder of a data set to measure each bundle's accuracy on.
         eval_limit: Pictures of it, from the first; 0 for all.
         command: Arguments as they were given, for the record.
@@ -65,10 +71,13 @@ class BenchOptions:
     expressions: tuple[int, ...] = (1,)
     image_height: int = 1080
     image_width: int = 1920
-    warmup: int = ROUNDS[0]
-    iterations: int = ROUNDS[1]
+    warmup: int = WARMUP
+    iterations: int | None = None
+    minutes: float = MINUTES
+    seed: int = 0
     threads: int | None = None
-    clients: int = 0
+    clients: tuple[int, ...] = ()
+    thread_counts: tuple[int, ...] = ()
     peers: bool = True
     quick: bool = False
     evaluate: Path | None = None
@@ -84,8 +93,11 @@ class BenchOptions:
             raise InputError(f"--{error}") from None
         least = (
             ("--warmup", self.warmup, 0),
-            ("--iterations", self.iterations, 1),
-            ("--clients", self.clients, 0),
+            ("--iterations", self.most_rounds, 1),
+            ("--minutes", self.minutes, 0),
+            ("--seed", self.seed, 0),
+            ("--clients", min(self.clients, default=1), 1),
+            ("--client-threads", min(self.thread_counts, default=1), 1),
             ("--eval-limit", self.eval_limit, 0),
             ("--image-size", min(self.image_height, self.image_width), 1),
             ("--batch", min(self.batches, default=0), 1),
@@ -99,6 +111,11 @@ class BenchOptions:
             raise InputError(
                 "--eval needs --bundle DIR or --ckpt FILE: random weights segment nothing"
             )
+
+    @property
+    def most_rounds(self) -> int:
+        """Timed rounds that no race exceeds."""
+        return MOST_ROUNDS if self.iterations is None else self.iterations
 
     def check_for(self, place: Place) -> None:
         """Refuse scopes that a device does not have; "all" leaves them out by itself.

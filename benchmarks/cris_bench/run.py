@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Final
 
 import torch
 
-from cris_bench.contestants.contestant import STAGES, Identity
+from cris_bench.budget import Budget
+from cris_bench.contestants.contestant import STAGES
 from cris_bench.contestants.ours import Way, find_ways
-from cris_bench.contestants.starters import Starters, choose_place, open_starters
-from cris_bench.options import ALONE, BenchOptions
+from cris_bench.contestants.starters import choose_place, open_starters
+from cris_bench.exports import Exports, default_folder
+from cris_bench.options import ALONE, WARMUP, BenchOptions
 from cris_bench.place import Place
 from cris_bench.record import machine
-from cris_bench.record.rows import Clients
 from cris_bench.record.schema import FORMAT, Accuracy, Ceiling, Memory, Record, StageWork
 from cris_bench.scopes.ceilings import measure_ceilings
-from cris_bench.scopes.clients import Segment, measure_clients
+from cris_bench.scopes.energy import Meter
 from cris_bench.scopes.memory import measure_alone
-from cris_bench.scopes.races import Results, Tick, race, shapes, stage_medians
+from cris_bench.scopes.races import Results, Tick, race, shapes
+from cris_bench.scopes.throughput import measure_throughput
 from cris_bench.subject import Step, Subject, prepare
 from cris_deploy.bundle.manifest import GraphName
-from cris_deploy.execution.backends import BackendName
+from cris_deploy.execution.backends import BackendName, Compute
 from cris_deploy.words.tokenizer import TruncationWarning
 from cris_train.evaluation.measure import EvalOptions, measure
+
+# Shares of what is left of a run's time, for what is exported and quantised, and for the races.
+_MAKING: Final = 0.6
+_RACING: Final = 0.95
+_MINIMAL_FILTERING: Final = (BackendName.OPENVINO, Compute.FP32)
+"""Who does its convolutions with fewer products (decision 10)."""
 
 
 def run(options: BenchOptions, step: Step, tick: Tick) -> Record:
@@ -46,8 +54,10 @@ def run(options: BenchOptions, step: Step, tick: Tick) -> Record:
         BackendError: a device, backend or arithmetic that was asked for cannot be had.
         DataError: the data set cannot be used.
     """
+    budget = Budget(60 * options.minutes or None)
     place = choose_place(options)
     options.check_for(place)
+    exports = Exports(default_folder())
     with (
         tempfile.TemporaryDirectory(prefix="cris-bench-") as name,
         torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
@@ -57,7 +67,8 @@ def run(options: BenchOptions, step: Step, tick: Tick) -> Record:
         # Made-up expressions may be longer than a small model's, which costs no time.
         warnings.simplefilter("ignore", TruncationWarning)
         folder = Path(name)
-        subject = prepare(options, place, folder, step)
+        making = budget.part(_MAKING)
+        subject, late = prepare(options, place, exports, folder, step, making)
         ways, absent = find_ways(
             subject.bundles,
             place,
@@ -65,27 +76,36 @@ def run(options: BenchOptions, step: Step, tick: Tick) -> Record:
             subject.computes,
             strict=bool(options.computes),
         )
+        alone = set(options.scopes) & set(ALONE)
         results = Results()
         memory: list[Memory] = []
-        with open_starters(options, place, folder, subject, ways, step) as starters:
-            ways = list(starters.ways)
-            for shape in shapes(options):
-                field = starters.field(shape, step)
-                step(
-                    f"images {shape.batch}, expressions {shape.expressions}: "
-                    f"{options.warmup} + {options.iterations} interleaved rounds"
-                )
-                race(field, shape, options, results, tick)
-                del field  # plain exports' runtimes hold as much as the model
-            clients = tuple(_clients(starters, step, tick))
-        if set(options.scopes) & set(ALONE):
-            step("each contestant in processes of its own")
-            rows, memory = measure_alone(starters.alone(step), options.scopes, tick)
-            results.rows += rows
         ceilings: tuple[Ceiling, ...] = ()
         if not options.quick:
             step("the ceilings of this machine")
             ceilings = measure_ceilings(ways, options.threads)
+        with open_starters(
+            options, place, exports, folder, subject, ways, step, making
+        ) as starters:
+            ways = list(starters.ways)
+            races = shapes(options)
+            for number, shape in enumerate(races):
+                # Clients and processes of their own take as long as a race each.
+                more = bool(options.clients) + bool(alone)
+                share = budget.part(_RACING / (len(races) - number + more))
+                step(
+                    f"images {shape.batch}, expressions {shape.expressions}: "
+                    f"at most {options.most_rounds} rounds, each in an order of its own"
+                )
+                race(starters.field(), shape, options, results, tick, share)
+            meter = _meter(place)
+            loaded = budget.part(_RACING / (1 + bool(alone)))
+            clients = tuple(measure_throughput(starters, step, tick, loaded, meter))
+        if alone:
+            step("each contestant in processes of its own")
+            rows, memory = measure_alone(
+                starters.alone(), options.scopes, tick, budget.part(_RACING)
+            )
+            results.rows += rows
         accuracy = tuple(_accuracy(subject, ways, options, step))
     return Record(
         format=FORMAT,
@@ -94,8 +114,11 @@ def run(options: BenchOptions, step: Step, tick: Tick) -> Record:
         commit=machine.commit(),
         machine=machine.describe(_uuid(place)),
         model=subject.facts,
-        warmup=options.warmup,
-        iterations=options.iterations,
+        warmup=max(WARMUP, options.warmup),
+        iterations=options.most_rounds,
+        seed=options.seed,
+        minutes=options.minutes,
+        energy=meter.absent if clients else "",
         threads=options.threads,
         image_height=options.image_height,
         image_width=options.image_width,
@@ -103,12 +126,17 @@ def run(options: BenchOptions, step: Step, tick: Tick) -> Record:
         clients=clients,
         memory=tuple(memory),
         ceilings=ceilings,
-        work=tuple(_work(subject, ways, results, options.iterations)),
+        work=tuple(_work(subject, ways, results)),
         bundles=subject.bundle_facts,
-        absent=(*starters.absent, *absent),
+        absent=(*late, *starters.absent, *absent),
         accuracy=accuracy,
         paper_fps=subject.paper_fps,
     )
+
+
+def _meter(place: Place) -> Meter:
+    """Of the processors, which are not what a GPU's masks take."""
+    return Meter({}, "a GPU's is not measured") if place.on_gpu else Meter.open()
 
 
 @contextlib.contextmanager
@@ -128,40 +156,15 @@ def _uuid(place: Place) -> str | None:
     return f"GPU-{torch.cuda.get_device_properties(place.index).uuid}" if place.on_gpu else None
 
 
-def _clients(starters: Starters, step: Step, tick: Tick) -> Iterator[Clients]:
-    """Throughput of PyTorch eager and of every engine, also with as many streams as cores."""
-    options = starters.options
-    if not options.clients:
-        return
-
-    def measured(who: Identity, segment: Segment) -> Clients:
-        step(f"{options.clients} clients of {who.name}")
-        return measure_clients(
-            who,
-            segment,
-            threads=options.clients,
-            calls=options.iterations,
-            height=options.image_height,
-            width=options.image_width,
-            tick=tick,
-        )
-
-    if starters.eager is not None:
-        yield measured(starters.eager.identity, starters.eager.segment)
-    streams = min(options.clients, machine.cores())
-    for engine in starters.ours:
-        yield measured(engine.identity, engine.engine.segment)
-        if engine.way.backend is BackendName.OPENVINO and streams > 1:
-            who = dataclasses.replace(engine.identity, name=f"{engine.way.name}, {streams} streams")
-            with engine.way.open(options.threads, streams) as parallel:
-                yield measured(who, parallel.segment)
-
-
-def _work(
-    subject: Subject, ways: Sequence[Way], results: Results, iterations: int
-) -> Iterator[StageWork]:
+def _work(subject: Subject, ways: Sequence[Way], results: Results) -> Iterator[StageWork]:
     bundles = {way.name: way.bundle for way in ways}
-    for name, shape, stage, seconds in stage_medians(results.stages, iterations):
+    fewer = {way.name for way in ways if (way.backend, way.compute) == _MINIMAL_FILTERING}
+    medians = [
+        (name, shape, stage, seconds)
+        for (name, shape), stages in results.stages.items()
+        for stage, seconds in stages.items()
+    ]
+    for name, shape, stage, seconds in medians:
         operations, weights = subject.work[bundles[name]][stage]
         if stage in STAGES and operations:
             rows = shape.batch if stage is GraphName.IMAGE_ENCODER else shape.masks
@@ -173,6 +176,7 @@ def _work(
                 name=name,
                 batch=shape.batch,
                 expressions=shape.expressions,
+                fewer=name in fewer,
             )
 
 

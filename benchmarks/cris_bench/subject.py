@@ -11,21 +11,25 @@ from typing import Final
 import tokenizers
 import torch
 
+from cris_bench.budget import NO_TIME, Budget, OutOfTime
+from cris_bench.exports import Exports
 from cris_bench.options import BenchOptions
 from cris_bench.place import Place
-from cris_bench.record.schema import BundleFacts, ModelFacts, Parity
+from cris_bench.record.schema import Absent, BundleFacts, ModelFacts, Parity
 from cris_deploy.bundle.manifest import DEFAULT_MIN_IOU, GraphName, Manifest, Precision
 from cris_deploy.bundle.reading import MANIFEST, Bundle
-from cris_deploy.errors import InputError
+from cris_deploy.errors import BackendError, InputError
 from cris_deploy.execution.backends import Compute
 from cris_export.export import export
 from cris_export.options import INT8_MIN_IOU, ExportOptions
 from cris_export.plans.options import NO_PLANS, PlanKind, PlanOptions
 from cris_export.proof.samples import PACKAGED
 from cris_train import checkpoint as checkpoints
+from cris_train.checkpoint import Checkpoint
 from cris_train.model import TABLE_1, Cris, CrisConfig
 
 RANDOM = "random"
+_BUNDLE: Final = "model.bundle"
 _STORED: Final = {
     Compute.FP32: Precision.FP32,
     Compute.BF16: Precision.FP32,
@@ -44,6 +48,7 @@ class Subject:
     Attributes:
         model: In PyTorch, on the CPU; None where only a bundle was given.
         checkpoint: Its file; None likewise.
+        sha256: Of the checkpoint.
         bundles: Name in the record -> folder.
         computes: Name in the record -> arithmetic that the bundle is to be run in.
         vocabulary: Token numbers there are.
@@ -55,6 +60,7 @@ class Subject:
 
     model: Cris | None
     checkpoint: Path | None
+    sha256: str
     bundles: Mapping[str, Path]
     computes: Mapping[str, tuple[Compute, ...]]
     vocabulary: int
@@ -64,16 +70,26 @@ class Subject:
     paper_fps: float | None
 
 
-def prepare(options: BenchOptions, place: Place, folder: Path, step: Step) -> Subject:
-    """Read or make the model, and export what was not given.
+def prepare(
+    options: BenchOptions,
+    place: Place,
+    exports: Exports,
+    folder: Path,
+    step: Step,
+    budget: Budget,
+) -> tuple[Subject, list[Absent]]:
+    """Read or make the model, and export what was not given and is not kept.
 
     Args:
         options: What to measure.
         place: Where.
+        exports: What is kept.
         folder: For files that live as long as the run.
         step: Called with a line before each step.
+        budget: For the exports; those that it does not do for are absent.
 
     Raises:
+        BackendError: there was no time for any export.
         CheckpointError: the checkpoint cannot be used.
         BundleError: the bundle cannot be used.
         InputError: bundle and checkpoint are of different models.
@@ -83,15 +99,23 @@ def prepare(options: BenchOptions, place: Place, folder: Path, step: Step) -> Su
         step("making the full-size RN50 with random weights")
         path = checkpoints.save(folder / "random.pth", random_model())
     loaded = None if path is None else checkpoints.load(path)
+    absent: list[Absent] = []
     if options.bundle is not None:
         bundles = {_precision(options.bundle).value: options.bundle}
         computes = {name: options.computes or tuple(Compute) for name in bundles}
     else:
-        assert path is not None
+        assert loaded is not None
         computes = _computes(options, place)
-        bundles = {
-            name: _export(options, path, Precision(name), place, folder, step) for name in computes
-        }
+        bundles = {}
+        for name in list(computes):
+            try:
+                with budget.cut():
+                    bundles[name] = _export(options, loaded, Precision(name), place, exports, step)
+            except OutOfTime:
+                del computes[name]
+                absent.append(Absent(f"the {name} bundle", NO_TIME))
+        if not bundles:
+            raise BackendError("no export was ready in time: give more --minutes")
     opened = {name: Bundle.open(place) for name, place in bundles.items()}
     manifest = next(iter(opened.values())).manifest
     if loaded is not None and manifest.model.checkpoint_sha256 != loaded.sha256:
@@ -100,9 +124,10 @@ def prepare(options: BenchOptions, place: Place, folder: Path, step: Step) -> Su
             f"leave one of them out"
         )
     ours = options.checkpoint is None and options.bundle is None
-    return Subject(
+    subject = Subject(
         model=None if loaded is None else checkpoints.build(loaded),
         checkpoint=path,
+        sha256=manifest.model.checkpoint_sha256,
         bundles=bundles,
         computes=computes,
         vocabulary=_vocabulary(opened) if loaded is None else loaded.config.vocab_size,
@@ -117,6 +142,7 @@ def prepare(options: BenchOptions, place: Place, folder: Path, step: Step) -> Su
         work={name: _work(bundle.manifest) for name, bundle in opened.items()},
         paper_fps=_paper_fps(manifest) if loaded is None else paper_fps(loaded.config),
     )
+    return subject, absent
 
 
 def random_model() -> Cris:
@@ -173,32 +199,36 @@ def _computes(options: BenchOptions, place: Place) -> dict[str, tuple[Compute, .
 
 def _export(
     options: BenchOptions,
-    checkpoint: Path,
+    checkpoint: Checkpoint,
     precision: Precision,
     place: Place,
-    folder: Path,
+    exports: Exports,
     step: Step,
 ) -> Path:
     """Export without a gate: what falls short is measured, and marked as such."""
-    plans = NO_PLANS
+    plans, gpu = NO_PLANS, ""
     if place.on_gpu:
+        gpu = torch.cuda.get_device_name(place.index)
         plans = PlanOptions(
             PlanKind.AUTO,
             max_batch=max(options.batches),
             max_expressions=max(*options.expressions, 1),
         )
-    report = export(
-        ExportOptions(
-            checkpoint,
-            output=folder / f"{precision}.bundle",
-            precision=precision,
-            calibration=PACKAGED if precision is Precision.INT8 else None,
-            gate=False,
-            plans=plans,
-        ),
-        lambda line: step(f"{precision}: {line}"),
-    )
-    return report.bundle
+
+    def make(folder: Path) -> None:
+        export(
+            ExportOptions(
+                checkpoint.path,
+                output=folder / _BUNDLE,
+                precision=precision,
+                calibration=PACKAGED if precision is Precision.INT8 else None,
+                gate=False,
+                plans=plans,
+            ),
+            lambda line: step(f"{precision}: {line}"),
+        )
+
+    return exports.get(make, "bundle", checkpoint.sha256, precision.value, plans, gpu) / _BUNDLE
 
 
 def _precision(bundle: Path) -> Precision:

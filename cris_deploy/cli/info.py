@@ -37,7 +37,7 @@ _PACKAGES: Final[Mapping[str, tuple[str, ...]]] = {
 # Whether products of bytes are added in 16 bits -> what that means.
 _INT8: Final[Mapping[bool, str]] = {
     False: "exact sums",
-    True: "16-bit sums (no VNNI): exact for bundles of this version, not the fastest precision; "
+    True: "16-bit sums (no VNNI): auto computes int8 bundles in float32; "
     "older int8 bundles run on onnxruntime alone",
 }
 

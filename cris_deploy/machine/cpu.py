@@ -41,9 +41,14 @@ class Cpu:
     features: tuple[str, ...]
 
     @property
+    def is_x86(self) -> bool:
+        """True for x86, of 32 or 64 bits."""
+        return self.machine in _X86
+
+    @property
     def saturates(self) -> bool:
         """True if int8 products are added in 16 bits: x86 that is not known to have VNNI."""
-        return self.machine in _X86 and "VNNI" not in self.features
+        return self.is_x86 and "VNNI" not in self.features
 
     @property
     def instructions(self) -> str:

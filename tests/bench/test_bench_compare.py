@@ -24,8 +24,8 @@ def _run(tmp_path: Path, before: Record, after: Record, *flags: str) -> int:
 
 def test_ratios_are_compared_where_both_have_one() -> None:
     # Twice the time on a machine at half its speed: nothing changed.
-    before = record(row(seconds=(0.5,)), ours(seconds=(0.1,), ratio=5.0))
-    after = record(row(seconds=(1.0,)), ours(seconds=(0.2,), ratio=5.0))
+    before = record(row(seconds=(0.5,) * 6), ours(seconds=(0.1,) * 6, ratio=5.0))
+    after = record(row(seconds=(1.0,) * 6), ours(seconds=(0.2,) * 6, ratio=5.0))
     change = compare(before, after).changes[1]
     assert change.by_ratio
     assert change.slower == pytest.approx(0.0)
@@ -41,43 +41,62 @@ def test_without_ratios_milliseconds_are_compared() -> None:
     assert change.slower == pytest.approx(0.2)
 
 
+def run_of(seconds: float, spread: float = 0.0, rounds: int = 8) -> Record:
+    """A record whose engine takes so long, half of its rounds faster and half slower by a share."""
+    times = tuple(seconds * (1 + spread * (-1) ** n) for n in range(rounds))
+    return record(row(seconds=(0.5,) * rounds), ours(seconds=times, ratio=0.5 / seconds))
+
+
 @pytest.mark.parametrize(
-    ("ratio", "limit", "code"),
+    ("after", "limit", "code"),
     [
-        (5.0, "5%", 0),
-        (4.8, "5%", 0),  # 4.2% slower
-        (4.7, "5%", 1),  # 6.4% slower
-        (4.7, "10 %", 0),
-        (6.0, "0%", 0),  # faster
+        (run_of(0.1), "5%", 0),
+        (run_of(0.104), "5%", 0),
+        (run_of(0.107), "5%", 1),
+        (run_of(0.107), "10 %", 0),
+        (run_of(0.08), "0%", 0),  # faster
+        (run_of(0.107, spread=0.04), "5%", 0),  # by 3% to 11%: it may be less than 5%
+        (run_of(0.12, spread=0.04), "5%", 1),  # by 15% to 25%
     ],
 )
-def test_exit_code_of_a_limit(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    ratio: float,
-    limit: str,
-    code: int,
+def test_a_limit_is_held_against_the_whole_interval(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], after: Record, limit: str, code: int
 ) -> None:
-    after = record(row(), ours(ratio=ratio))
-    assert _run(tmp_path, record(), after, "--max-regression", limit) == code
+    assert _run(tmp_path, run_of(0.1), after, "--max-regression", limit) == code
     printed = capsys.readouterr().out
     assert ("TOO SLOW" in printed) == (code == 1)
     assert f"{code} of 2 rows are slower by more than" in printed
 
 
+def test_the_interval_of_a_change_is_that_of_both_runs() -> None:
+    change = compare(run_of(0.1, spread=0.1), run_of(0.1, spread=0.1)).changes[1]
+    assert change.interval is not None
+    # Extremes: 0.11 / 0.09 - 1, and 0.09 / 0.11 - 1.
+    assert change.interval.low == pytest.approx(0.09 / 0.11 - 1, abs=0.01)
+    assert change.interval.high == pytest.approx(0.11 / 0.09 - 1, abs=0.01)
+
+
+def test_too_few_rounds_are_not_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = run_of(0.2, rounds=5)
+    assert _run(tmp_path, run_of(0.1), few) == 0
+    assert "fewer than 6 rounds: not judged" in capsys.readouterr().out
+    assert _run(tmp_path, run_of(0.1), few, "--max-regression", "5%") == 2
+    assert "measure longer" in capsys.readouterr().err
+
+
 def test_without_a_limit_nothing_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _run(tmp_path, record(), record(row(), ours(ratio=2.5))) == 0
-    assert "+100.0%" in capsys.readouterr().out
+    assert _run(tmp_path, run_of(0.1), run_of(0.2)) == 0
+    assert "+100.0% (+100.0% to +100.0%)" in capsys.readouterr().out
 
 
 def test_an_overhead_is_shown_but_not_judged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before, after = (
-        record(ours(seconds=(seconds,), ratio=None, scope=Scope.OVERHEAD))
+        record(row(), ours(seconds=(seconds,) * 6, ratio=None, scope=Scope.OVERHEAD))
         for seconds in (-0.0001, 0.0003)
     )
-    assert _run(tmp_path, before, after, "--max-regression", "5%") == 0
+    assert _run(tmp_path, before, after) == 0
     printed = capsys.readouterr().out
     assert "-0.100" in printed
     assert "not judged" in printed

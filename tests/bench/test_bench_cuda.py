@@ -17,9 +17,9 @@ from cris_bench.place import Place
 from cris_bench.record import machine as machine_facts
 from cris_bench.record.file import read_record
 from cris_bench.record.rows import Scope
+from cris_bench.scopes.entries import Field, Shape
 from cris_bench.scopes.inputs import random_image, random_tokens
-from cris_bench.scopes.races import Field, Results, Shape, race, stage_medians
-from cris_deploy.bundle.manifest import GraphName
+from cris_bench.scopes.races import Results, race
 from cris_deploy.bundle.reading import MANIFEST
 from cris_deploy.errors import BackendError, InputError
 from cris_deploy.execution.backends import BackendName, Compute, Device
@@ -70,7 +70,8 @@ def test_a_stage_is_timed_on_the_devices_clock(machine: Machine, shape: Shape) -
     assert len(results.rows) == 2 * len(BACKENDS)
     medians = {
         (name, stage): seconds
-        for name, raced, stage, seconds in stage_medians(results.stages, 3)
+        for (name, raced), stages in results.stages.items()
+        for stage, seconds in stages.items()
         if raced == shape
     }
     assert set(medians) == {(row.name, stage) for row in results.rows for stage in STAGES}
@@ -155,12 +156,6 @@ def test_from_the_command_to_the_record(
         for stage, number in zip(STAGES, numbers, strict=True)
     }
     machine.check()
-
-
-def test_only_timed_passes_count_for_a_stage() -> None:
-    assert list(stage_medians({("tensorrt fp32", Shape(1, 1)): {}}, 3)) == []
-    stages = {("a", Shape(2, 1)): {GraphName.TEXT_ENCODER: [9.0, 1.0, 3.0, 2.0]}}
-    assert list(stage_medians(stages, 3)) == [("a", Shape(2, 1), GraphName.TEXT_ENCODER, 2.0)]
 
 
 @pytest.mark.parametrize(

@@ -10,22 +10,22 @@ from cris_bench.record.file import write_record
 from cris_bench.record.rows import Scope
 from cris_bench.record.schema import BundleFacts, Parity, Record
 from cris_bench.report.document import document, main
-from tests.stand_ins.fake_record import ours, record, row, whole_record
+from tests.stand_ins.fake_record import ours, record, whole_record
 
 pytest.importorskip("matplotlib", reason="plots are in the extra 'bench'")
 
-from cris_bench.report.plot import ceiling_figure, draw, speed_figure
+from cris_bench.report.plot import draw, speed_figure, throughput_figure
 
 
-def _words(records: dict[str, Record]) -> list[str]:
-    """Words behind the bars of all panels."""
-    figure = speed_figure(records)
+def _words(found: Record) -> list[str]:
+    """Words behind the bars of all panels, from the lowest bar to the highest."""
+    figure = speed_figure(found)
     assert figure is not None
     return [text.get_text() for panel in figure.axes for text in panel.texts]
 
 
 def test_every_contestant_has_a_bar_of_its_rate() -> None:
-    figure = speed_figure({"one": record()})
+    figure = speed_figure(record())
     assert figure is not None
     (panel,) = figure.axes
     assert [bar.get_width() for bar in panel.patches] == pytest.approx([2.0, 10.0])
@@ -33,66 +33,44 @@ def test_every_contestant_has_a_bar_of_its_rate() -> None:
         "PyTorch eager fp32",
         "openvino int8",
     ]
-    low, high = panel.get_ylim()
-    assert low > high  # the first is on top
-    assert _words({"one": record()}) == ["2.00, 1.00 x", "10.00, 5.00 x"]
+    assert _words(record()) == ["2.00", "10.00, 5.00 (5.00 to 5.00) x eager"]
 
 
 def test_a_panel_for_each_scope_batch_and_expressions() -> None:
-    figure = speed_figure({"one": whole_record()})
+    figure = speed_figure(whole_record())
     assert figure is not None
     assert [panel.get_title(loc="left") for panel in figure.axes] == [
         "Network only",
-        "Network only, batch 1, 8 expressions an image",
+        "Network only, 1 x 8 masks a pass",
         "End to end",
         "Further expression",
     ]
 
 
-def test_the_papers_figure_is_a_line_within_the_axis() -> None:
-    figure = speed_figure({"one": record()})
-    assert figure is not None
-    (panel,) = figure.axes
-    assert 19.22 in [line.get_xdata()[0] for line in panel.lines]  # type: ignore[index]
-    assert panel.get_xlim()[1] > 19.22
-    assert "19.22" in figure.legends[0].get_texts()[-1].get_text()
-
-
-def test_marks_are_words() -> None:
+def test_a_failed_gate_is_said() -> None:
     failed = BundleFacts("int8", "ab" * 32, 1, Parity.FAILED)
-    noisy = ours(seconds=(0.05, 0.1, 0.1, 0.2))
-    assert "noisy, PARITY GATE FAILED" in _words({"r": record(noisy, bundles={"int8": failed})})[0]
+    assert "PARITY GATE FAILED" in _words(record(ours(), bundles={"int8": failed}))[0]
 
 
-def test_records_stand_side_by_side() -> None:
-    figure = speed_figure({"before": record(), "after": record(row(), ours("bf16"))})
+def test_rates_grow_with_batches_and_clients() -> None:
+    (clients,) = whole_record().clients
+    rows = [ours(), ours(batch=4, masks=4, seconds=(0.2,) * 6)]
+    found = record(*rows, clients=(clients, dataclasses.replace(clients, threads=8)))
+    figure = throughput_figure(found)
     assert figure is not None
-    (panel,) = figure.axes
-    places = sorted(bar.get_y() for bar in panel.patches)
-    heights = [bar.get_height() for bar in panel.patches]
-    assert len(places) == 4
-    assert all(b - a >= h for a, b, h in zip(places, places[1:], heights, strict=False))
-    legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert legend[-2:] == ["before", "after"]
-
-
-def test_shares_of_the_ceiling() -> None:
-    figure = ceiling_figure({"one": whole_record()})
-    assert figure is not None
-    (panel,) = figure.axes
-    # 850 and 260 of 1500 Gop/s
-    assert [bar.get_width() for bar in panel.patches] == pytest.approx([56.67, 17.33], abs=0.01)
-    assert ceiling_figure({"one": record()}) is None
+    by_batch, by_clients = figure.axes
+    assert [list(line.get_xdata()) for line in by_batch.lines] == [[1, 4]]
+    assert list(by_batch.lines[0].get_ydata()) == pytest.approx([10.0, 20.0])
+    assert list(by_clients.lines[0].get_xdata()) == [4, 8]
+    assert throughput_figure(record()) is None
 
 
 def test_files_are_drawn_and_the_same_again(tmp_path: Path) -> None:
     paths = draw({"one": whole_record()}, tmp_path / "a")
-    assert [path.name for path in paths] == ["speed.png", "ceiling.png"]
+    assert [path.name for path in paths] == ["one-speed.svg"]
     draw({"one": whole_record()}, tmp_path / "b")
-    for name in ("speed.svg", "ceiling.svg"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-        assert (tmp_path / "a" / name).read_text().count("<svg") == 1
-    assert paths[0].read_bytes()[:4] == b"\x89PNG"
+    assert paths[0].read_bytes() == (tmp_path / "b" / paths[0].name).read_bytes()
+    assert paths[0].read_text().count("<svg") == 1
 
 
 def test_what_is_no_rate_is_not_drawn(tmp_path: Path) -> None:
@@ -106,29 +84,29 @@ def test_a_report_is_printed_without_matplotlib(
     write_record(tmp_path / "one.json", record())
     assert main([str(tmp_path / "one.json")]) == 0
     assert "## one" in capsys.readouterr().out
-    assert main([str(tmp_path / "one.json"), "-o", str(tmp_path / "out")]) == 2
+    assert main([str(tmp_path / "one.json"), "--plots", str(tmp_path / "out")]) == 2
     assert "pip install 'cris-deploy[bench]'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_a_report_with_plots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_with_plots_and_costs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, entry in (("one", whole_record()), ("two", record())):
         write_record(tmp_path / f"{name}.json", entry)
     paths = [str(tmp_path / name) for name in ("one.json", "two.json")]
-    assert main([*paths, "-o", str(tmp_path / "out")]) == 0
-    assert capsys.readouterr().out.strip() == str(tmp_path / "out" / "report.md")
-    text = (tmp_path / "out" / "report.md").read_text()
-    for plot in ("speed.svg", "ceiling.svg"):
-        assert f"({plot})" in text
-        assert (tmp_path / "out" / plot).exists()
+    out = tmp_path / "out"
+    assert main([*paths, "--plots", str(out), "--price", "3.6"]) == 0
+    assert {path.name for path in out.iterdir()} == {"one-speed.svg", "two-speed.svg"}
+    text = capsys.readouterr().out
     assert [line for line in text.splitlines() if line.startswith("## ")] == ["## one", "## two"]
+    assert "500.00" in text  # two masks a second, at 0.1 cents a second
+    assert main([*paths, "--price", "0"]) == 2
 
 
 def test_headings_have_one_order() -> None:
     levels = [
         len(line.split()[0]) for line in document({"r": record()}).splitlines() if line[:1] == "#"
     ]
-    assert levels == [1, 2, 3, 3]
+    assert levels == [1, 2, 3, 3, 3]
 
 
 def test_records_of_one_name_are_refused(

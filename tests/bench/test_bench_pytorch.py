@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from cris_bench.contestants.pytorch import COMPILED, ON_CUDA, Eager, Peer, Variant
+from cris_bench.contestants.pytorch import COMPILED, ON_CPU, ON_CUDA, SHARED, Eager, Variant, peers
 from cris_bench.options import BenchOptions
 from cris_bench.place import Place
+from cris_bench.scopes.entries import Field, Shape
 from cris_bench.scopes.inputs import random_image, random_tokens
-from cris_bench.scopes.races import Field, Results, Shape, race
+from cris_bench.scopes.races import Results, race
 from cris_deploy.errors import BackendError
 from cris_deploy.execution.backends import Compute, Device
 from cris_train.model import Cris, CrisConfig
@@ -39,7 +40,8 @@ def inputs(model):
 def test_variants_give_the_models_logits(model, variant):
     given = inputs(model)
     expected = Eager(model, None, Place(Device.CPU)).bind(*given).logits()
-    found = Peer(model, variant, Place(Device.CPU)).bind(*given).logits()
+    (peer,) = peers(model, [variant], Place(Device.CPU))
+    found = peer.bind(*given).logits()
     error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
     assert found.dtype == np.float32
     assert error < {Compute.FP32: 1e-5, Compute.FP16: 0.01, Compute.BF16: 0.05}[variant.compute]
@@ -47,7 +49,7 @@ def test_variants_give_the_models_logits(model, variant):
 
 
 def test_a_peer_that_fails_is_noted_and_costs_nobody_his_times(model, monkeypatch):
-    peer = Peer(model, COMPILED, Place(Device.CPU))
+    (peer,) = peers(model, [COMPILED], Place(Device.CPU))
 
     def broken(*_):
         raise RuntimeError("no compiler\nat all")
@@ -65,4 +67,21 @@ def test_a_peer_that_fails_is_noted_and_costs_nobody_his_times(model, monkeypatc
     (absent,) = field.absent
     assert absent.name == "torch.compile fp32, 1 images x 1 expressions"
     assert "no compiler" in absent.install
-    assert len({variant.name for variant in (COMPILED, *ON_CUDA)}) == 4
+
+
+def test_variants_share_weights_and_have_names_of_their_own(model):
+    found = peers(model, [v for v in ON_CPU if v.mode is None], Place(Device.CPU))
+    assert len({id(peer._model) for peer in found}) == 2  # as they are, and channels last
+    for variants in (ON_CPU, ON_CUDA):
+        assert len({variant.name for variant in variants}) == len(variants)
+
+
+def test_an_image_is_shared_by_its_expressions(model):
+    image, _ = inputs(model)
+    tokens = random_tokens(3, model.config.word_len, 49408)
+    one_by_one = Eager(model, None, Place(Device.CPU))
+    expected = [one_by_one.bind(image, tokens[n : n + 1]).logits() for n in range(3)]
+    (shared,) = peers(model, [SHARED], Place(Device.CPU))
+    np.testing.assert_allclose(
+        shared.bind(image, tokens).logits(), np.concatenate(expected), atol=1e-4
+    )

@@ -21,7 +21,11 @@ def _table(found: Record, title: str) -> list[dict[str, str]]:
 def test_network_table_has_the_paper_beside_it() -> None:
     eager, _, single, eight = _table(whole_record(), "Network only")
     assert (eager["contestant"], eager["role"]) == ("PyTorch eager fp32", "baseline")
-    assert (single["ms a mask"], single["masks/s"], single["x eager"]) == ("100.0", "10.00", "5.00")
+    assert (single["ms a mask"], single["masks/s"], single["x eager"]) == (
+        "100.0",
+        "10.00",
+        "5.00 (5.00 to 5.00)",
+    )
     assert single["paper, V100"] == "19.22"
     assert single["mIoU"] == "70.00"  # the very file's, beside its time
     # eight masks in a pass of 320 ms; the paper has no such figure
@@ -45,7 +49,7 @@ def test_columns_without_cells_are_left_out() -> None:
 
 def test_a_scope_that_was_not_measured_has_no_table() -> None:
     titles = [section.title for section in sections(record())]
-    assert titles == ["cris-bench", "Network only", "Bundles"]
+    assert titles == ["cris-bench", "Like for like", "Network only", "Bundles"]
 
 
 def test_noise_is_said_in_words() -> None:
@@ -86,6 +90,39 @@ def test_ceilings_of_mixed_arithmetic_are_those_of_its_products() -> None:
     assert (cells["Gop/s"], cells["of matrix"], cells["of bandwidth"]) == ("1,000", "50%", "1%")
 
 
+def test_nothing_is_above_its_ceiling() -> None:
+    fast = StageWork("image_encoder", 80_000_000_000, 60_000_000, 0.1, "openvino int8")
+    slow = StageWork("mask_decoder", 40_000_000_000, 60_000_000, 0.1, "openvino int8")
+    fewer = StageWork("mask_decoder", 90_000_000_000, 6_000, 0.1, "openvino fp32", fewer=True)
+    ceilings = (Ceiling("cpu", "int8", 500e9, 0.3e9), Ceiling("cpu", "fp32", 400e9, 60e9))
+    found = record(ours(), ours("fp32", bundle=None), ceilings=ceilings, work=(fast, slow, fewer))
+    # What a stage reached (800 Gop/s, 0.6 GB/s) is what the machine can.
+    assert [stage.matrix_share for stage in reached(found)] == [1.0, 0.5, None]
+    assert [stage.copy_share for stage in reached(found)][:2] == [1.0, 1.0]
+    shares = [cells["of matrix"] for cells in _table(found, "Stages against the ceilings")]
+    assert shares == ["100%", "50%", "fewer products"]
+
+
+def test_energy_and_its_absence_are_said() -> None:
+    (load,) = whole_record().clients
+    metered = dataclasses.replace(load, joules=7.2, cpu_threads=2, streams=2)
+    found = dataclasses.replace(whole_record(), clients=(metered,), energy="nobody tells")
+    (cells,) = _table(found, "Throughput")
+    assert cells["masks/Wh"] == "2,000"  # four masks of 7.2 joules
+    assert cells["contestant"] == "openvino int8, 2 threads, 2 streams"
+    assert "Energy: nobody tells." in terminal(found)
+
+
+def test_a_gpus_network_is_said_to_be_the_devices_own() -> None:
+    assert "the GPU's own clock" in terminal(record(ours(device="cuda")))
+    assert "GPU" not in terminal(record())
+
+
+def test_a_tree_with_changes_is_said() -> None:
+    assert "NOT OF A COMMIT" in terminal(record(commit="0123abc+"))
+    assert "NOT OF A COMMIT" not in terminal(record())
+
+
 def test_a_ceiling_of_another_device_is_none() -> None:
     work = StageWork("mask_decoder", 100_000_000_000, 60_000_000, 0.1, "openvino int8")
     ceilings = (Ceiling("cuda", "int8", 2000e9, 60e9),)
@@ -102,13 +139,15 @@ def test_memory_clients_and_accuracy() -> None:
     on_gpu = dataclasses.replace(peak, device_peak_bytes=2_000_000_000)
     on_gpu_cells = _table(dataclasses.replace(found, memory=(peak, on_gpu)), "Memory")
     assert [cells["peak on the device"] for cells in on_gpu_cells] == ["", "2,000"]
-    assert _table(found, "Clients")[0]["p95 ms"] == "400.0"
+    (load,) = _table(found, "Throughput")
+    assert (load["masks/s"], load["p95 ms"]) == ("2.00", "400.0")
+    assert not {"masks/Wh", "$ per million"} & load.keys()
     assert _table(found, "Accuracy")[0]["Pr@50"] == "80.00"
 
 
 def test_who_is_absent_comes_with_the_command() -> None:
-    (cells,) = _table(whole_record(), "Not installed")
-    assert cells == {"contestant": "tensorrt", "install": "pip install 'cris-deploy[tensorrt]'"}
+    (cells,) = _table(whole_record(), "Not here")
+    assert cells == {"why": "pip install 'cris-deploy[tensorrt]'", "who": "tensorrt"}
 
 
 def test_the_heading_says_what_ran_on_what() -> None:
@@ -120,13 +159,19 @@ def test_the_heading_says_what_ran_on_what() -> None:
         "3,700 MHz",
         "torch 2.15.0",
         "commit 0123abc",
-        "30 timed",
+        "6 timed rounds",
+        "contestants in turn",
     ):
         assert said in text
     assert "`cris-bench --scopes all`" in text
     assert "checkpoint cdcdcdcdcdcd" in terminal(
         dataclasses.replace(record(), model=dataclasses.replace(record().model, weights="cd" * 32))
     )
+
+
+def test_the_heading_says_which_instructions_there_are() -> None:
+    found = terminal(record(machine=machine(flags=("AVX2", "AVX-512"))))
+    assert "(AVX2, AVX-512; without VNNI, BF16, AMX)" in found
 
 
 def test_every_scope_has_words() -> None:

@@ -107,10 +107,12 @@ def test_eight_bits_are_refused_where_they_saturate(older: Path, report: ExportR
     pytest.importorskip("openvino")
     refusal = r"8 bits.*EPYC of 2017, a CPU without VNNI.*export the bundle again"
     with pytest.raises(BackendError, match=refusal):
-        Engine(older, backend="openvino", device="cpu")
-    with Engine(older, device="cpu") as engine:
+        Engine(older, backend="openvino", device="cpu", precision="int8")
+    with Engine(older, device="cpu", precision="int8") as engine:
         assert engine.info.backend == "onnxruntime"
         assert "8 bits" in engine.info.reason
+    with Engine(older, device="cpu") as engine:  # float32 products cannot saturate
+        assert (engine.info.backend, engine.info.compute) == ("openvino", "fp32")
         assert engine.segment(DEMO / "scene.png", "the purple cross").mask.any()
     with Engine(report.bundle, backend="openvino") as engine:  # this version's runs anywhere
         assert engine.info.backend == "openvino"

@@ -37,7 +37,7 @@ def machine(**changes: Any) -> Machine:
 
 def row(
     name: str = EAGER,
-    seconds: tuple[float, ...] = (0.5, 0.5, 0.5, 0.5),
+    seconds: tuple[float, ...] = (0.5,) * 6,
     ratio: float | None = 1.0,
     **changes: Any,
 ) -> Row:
@@ -54,9 +54,7 @@ def row(
     return Row(name=name, seconds=seconds, ratio=ratio, **{**known, **changes})
 
 
-def ours(
-    compute: str = "int8", seconds: tuple[float, ...] = (0.1, 0.1, 0.1, 0.1), **changes: Any
-) -> Row:
+def ours(compute: str = "int8", seconds: tuple[float, ...] = (0.1,) * 6, **changes: Any) -> Row:
     """A row of the engine in OpenVINO."""
     known: dict[str, Any] = {"ratio": 5.0, "role": Role.ENGINE, "bundle": "int8"}
     return row(f"openvino {compute}", seconds, **{**known, "compute": compute, **changes})

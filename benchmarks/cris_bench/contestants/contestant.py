@@ -54,5 +54,9 @@ class Network(Protocol):
     def identity(self) -> Identity:
         """Who it is."""
 
+    @property
+    def single(self) -> bool:
+        """Whether it takes one image and one expression at a time."""
+
     def bind(self, image: NDArray[Any], tokens: NDArray[Any]) -> Bound:
         """Take an image (B, 3, S, S) float32 and tokens (n, L) int64; n is B, or B is 1."""

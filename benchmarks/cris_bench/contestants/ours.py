@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from threading import local
-from types import ModuleType
 from typing import Any, Final
-from unittest import mock
 
 from numpy.typing import NDArray
 
@@ -22,17 +18,9 @@ from cris_deploy.bundle.manifest import GraphName
 from cris_deploy.bundle.reading import Bundle
 from cris_deploy.engine import Engine
 from cris_deploy.errors import BackendError
-from cris_deploy.execution.backends import BackendName, Compute, Device, Graph, load_graphs, status
-from cris_deploy.pixels import image as images
-from cris_deploy.pixels import mask as masks
-from cris_deploy.pixels.image import Pixels
-
-# What an engine does to pixels, by the names under which it calls it.
-_IMAGE_STEPS: Final[tuple[tuple[ModuleType, str], ...]] = (
-    (images, "letterbox"),
-    (images, "normalise"),
-    (masks, "upsample_masks"),
-)
+from cris_deploy.execution.backends import BackendName, Compute, Device, load_graphs, status
+from cris_deploy.execution.steps import Picture
+from cris_deploy.results.scene import Scene, segment_prompts
 
 
 @dataclass(frozen=True)
@@ -87,91 +75,62 @@ class Ours:
         threads: CPU threads; None for all.
     """
 
+    single: Final = False
+
     def __init__(self, way: Way, threads: int | None) -> None:
         self.way = way
         self.engine = way.open(threads)
         self.identity = way.identity
-        # The engine's own graphs: a second set of them would be another contestant, with other
-        # memory and other caches.
-        pipeline = self.engine.pipeline
-        self._clocks: dict[GraphName, ClockedGraph] = {}
         self._profile: dict[GraphName, float] = {}
-        if not way.place.on_gpu:
-            self._clocks = {name: ClockedGraph(graph) for name, graph in pipeline.stages.items()}
-            pipeline.wrap_stages(lambda name, _: self._clocks[name])
-        self._graphs: Mapping[GraphName, Graph] = pipeline.stages
 
     def bind(self, image: NDArray[Any], tokens: NDArray[Any]) -> Bound:
         """Bind; see `Network`."""
+        # The engine's own graphs: a second set of them would be another contestant, with other
+        # memory and other caches.
+        graphs = self.engine.pipeline.stages
         if self.way.place.on_gpu:
             from cris_bench.contestants.cuda import bind
 
-            return bind(self._graphs, image, tokens, self._profile)
+            return bind(graphs, image, tokens, self._profile)
+
+        def stage(name: GraphName, given: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+            start = time.perf_counter()
+            outputs = graphs[name].run(given)
+            self._profile[name] = time.perf_counter() - start
+            return outputs
 
         def run() -> NDArray[Any]:
-            features = self._graphs[GraphName.IMAGE_ENCODER].run({"image": image})
-            text = self._graphs[GraphName.TEXT_ENCODER].run({"tokens": tokens})
-            decoder = self._graphs[GraphName.MASK_DECODER]
-            logits: NDArray[Any] = decoder.run({**features, **text})["logits"]
-            return logits
+            features = stage(GraphName.IMAGE_ENCODER, {"image": image})
+            text = stage(GraphName.TEXT_ENCODER, {"tokens": tokens})
+            return stage(GraphName.MASK_DECODER, {**features, **text})["logits"]
 
         return Bound(run, run)
 
     def stage_seconds(self) -> dict[GraphName, float]:
-        """How long each stage took in the last pass; on a CPU, in this thread's last run of it."""
-        return self._profile | {name: clock.last for name, clock in self._clocks.items()}
+        """How long each stage took in the last pass of the network."""
+        return dict(self._profile)
 
-    def overhead(self, rgb: Pixels, expression: str) -> float:
-        """Seconds that `Engine.segment` takes beyond its stages' runs and its image steps.
+    def overhead(self, picture: Picture, expression: str) -> float:
+        """Seconds that `Engine.segment` takes behind the letterbox, beyond its stages' runs.
 
-        These are letterbox, normalisation and mask step. All are clocked inside of the one call:
-        what they take by themselves depends on what the caches hold.
+        These are clocked by the engine itself, with normalisation and mask step.
         """
-        steps: list[float] = []
-        with ExitStack() as stack:
-            for module, name in _IMAGE_STEPS:
-                clocked = _clocked(getattr(module, name), steps)
-                stack.enter_context(mock.patch.object(module, name, clocked))
+        stages: list[float] = []
+        pipeline = self.engine.pipeline
+        pipeline.on_stage = lambda _, seconds, __: stages.append(seconds)
+        try:
             start = time.perf_counter()
-            self.engine.segment(rgb, expression)
+            prompts = pipeline.read_expressions(expression)
+            scene = Scene(pipeline, pipeline.encode_pictures([picture])[0])
+            segment_prompts(scene, prompts)
             whole = time.perf_counter() - start
-        if len(steps) != len(_IMAGE_STEPS):
-            raise RuntimeError(f"Engine.segment made {len(steps)} image steps")
-        return whole - sum(self.stage_seconds().values()) - sum(steps)
+        finally:
+            pipeline.on_stage = None
+        return whole - sum(stages)
 
     def close(self) -> None:
         """Release the engine."""
         self.engine.close()
-
-
-class ClockedGraph:
-    """A graph that remembers how long its last run took, for each thread."""
-
-    def __init__(self, graph: Graph) -> None:
-        self._graph = graph
-        self._memory = local()
-
-    @property
-    def last(self) -> float:
-        """Seconds of this thread's last run."""
-        return float(self._memory.seconds)
-
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run; see `backends.Graph`."""
-        start = time.perf_counter()
-        outputs = self._graph.run(inputs)
-        self._memory.seconds = time.perf_counter() - start
-        return outputs
-
-
-def _clocked(step: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:
-    def run(*arguments: Any, **named: Any) -> Any:
-        start = time.perf_counter()
-        result = step(*arguments, **named)
-        seconds.append(time.perf_counter() - start)
-        return result
-
-    return run
 
 
 def find_ways(

@@ -1,101 +1,97 @@
-"""A plain export in the runtimes that a user has, at their defaults; `plain_export` makes it."""
+"""A plain export in the runtimes that a user has: as it is, in bfloat16, and quantised by them."""
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from numpy.typing import NDArray
 
 from cris_bench.contestants.contestant import Bound, Identity
 from cris_bench.place import Place
 from cris_bench.record.rows import Role
-from cris_bench.record.schema import Absent
+from cris_deploy.errors import BackendError, one_line
 from cris_deploy.execution.backends import BackendName, Compute, Device, status
 
-# OpenVINO's names of the types it computes in.
-_COMPUTES = {"f32": Compute.FP32, "bf16": Compute.BF16, "f16": Compute.FP16}
+FLOATS: Final = (
+    (BackendName.OPENVINO, Compute.FP32),
+    (BackendName.OPENVINO, Compute.BF16),
+    (BackendName.ONNXRUNTIME, Compute.FP32),
+)
+QUANTISED: Final = (
+    (BackendName.OPENVINO, Compute.INT8_BF16),
+    (BackendName.OPENVINO, Compute.INT8),
+    (BackendName.ONNXRUNTIME, Compute.INT8),
+)
+NO_BF16: Final = "its provider for CPUs has no bfloat16 arithmetic on x86"
+"""Why ONNX Runtime has none in bfloat16."""
 
 
-def plain_peers(
-    path: Path, threads: int | None
-) -> tuple[list[OnnxRuntime | OpenVino], list[Absent]]:
-    """Load a plain export with every runtime there is; those that are not installed."""
-    peers: list[OnnxRuntime | OpenVino] = []
-    absent = []
-    if _installed(BackendName.ONNXRUNTIME):
-        peers.append(OnnxRuntime(path, threads))
-    else:
-        absent.append(_absent(BackendName.ONNXRUNTIME))
-    if _installed(BackendName.OPENVINO):
-        default = OpenVino(path, threads)
-        peers.append(default)
-        if default.identity.compute != Compute.FP32:
-            peers.append(OpenVino(path, threads, "f32"))
-    else:
-        absent.append(_absent(BackendName.OPENVINO))
-    return peers, absent
+def name_of(backend: BackendName, compute: Compute) -> str:
+    """The contestant's name in the record."""
+    maker = {BackendName.OPENVINO: "NNCF", BackendName.ONNXRUNTIME: "quantize_static"}
+    by = f" by {maker[backend]}" if compute in (Compute.INT8, Compute.INT8_BF16) else ""
+    return f"{backend} plain export {compute}{by}"
 
 
-class OnnxRuntime:
-    """ONNX Runtime with its default options, on the CPU."""
+class PlainExport:
+    """A graph of the unmodified, whole model for one image and one expression, on the CPU.
 
-    def __init__(self, path: Path, threads: int | None) -> None:
-        import onnxruntime
+    Args:
+        path: The graph.
+        backend: Runtime.
+        compute: Arithmetic.
+        threads: CPU threads; None for all.
 
-        self.identity = Identity(
-            "onnxruntime plain export fp32", Role.PEER, Place(Device.CPU), Compute.FP32.value
-        )
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or 0
-        self._session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
+    Raises:
+        BackendError: it is not installed, cannot be loaded, or has not this arithmetic.
+    """
 
-    def bind(self, image: NDArray[Any], tokens: NDArray[Any]) -> Bound:
-        """Bind; see `Network`."""
+    single: Final = True
 
-        def run() -> NDArray[Any]:
-            logits: NDArray[Any] = self._session.run(None, {"image": image, "tokens": tokens})[0]
-            return logits
-
-        return Bound(run, run)
-
-
-class OpenVino:
-    """OpenVINO on the CPU: in the arithmetic of its choice, or in the one that is hinted."""
-
-    def __init__(self, path: Path, threads: int | None, hint: str | None = None) -> None:
-        import openvino
-
-        from cris_deploy.execution.backends.openvino import core
-
-        config: dict[str, object] = {}
-        if hint is not None:
-            config["INFERENCE_PRECISION_HINT"] = hint
-        if threads is not None:
-            config["INFERENCE_NUM_THREADS"] = threads
-        self._compiled = core().compile_model(openvino.convert_model(str(path)), "CPU", config)
-        kind = self._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-        compute = _COMPUTES[kind]
-        self.identity = Identity(
-            f"openvino plain export {compute}", Role.PEER, Place(Device.CPU), compute.value
-        )
+    def __init__(
+        self, path: Path, backend: BackendName, compute: Compute, threads: int | None
+    ) -> None:
+        who = name_of(backend, compute)
+        self.identity = Identity(who, Role.PEER, Place(Device.CPU), compute.value)
+        if not status(backend).devices:
+            raise BackendError(status(backend).install)
+        load = _openvino if backend is BackendName.OPENVINO else _onnxruntime
+        try:
+            self._run = load(path, compute, threads)
+        except BackendError:
+            raise
+        except Exception as error:  # the runtimes' errors share no base class
+            raise BackendError(f"{who} cannot be loaded: {one_line(error)}") from error
 
     def bind(self, image: NDArray[Any], tokens: NDArray[Any]) -> Bound:
         """Bind; see `Network`."""
 
         def run() -> NDArray[Any]:
-            logits: NDArray[Any] = self._compiled({"image": image, "tokens": tokens})[0]
+            logits: NDArray[Any] = self._run({"image": image, "tokens": tokens})
             return logits
 
         return Bound(run, run)
 
 
-def _installed(backend: BackendName) -> bool:
-    return importlib.util.find_spec(backend.value) is not None
+def _onnxruntime(path: Path, compute: Compute, threads: int | None) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.log_severity_level = 3  # its advice about other providers helps nobody here
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda given: session.run(None, given)[0]
 
 
-def _absent(backend: BackendName) -> Absent:
-    return Absent(f"{backend} plain export", status(backend).install)
+def _openvino(path: Path, compute: Compute, threads: int | None) -> Any:
+    from cris_deploy.execution.backends.openvino import core
+
+    half = compute in (Compute.BF16, Compute.INT8_BF16)
+    if half and "BF16" not in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise BackendError("this CPU has no bfloat16 instructions")
+    config: dict[str, object] = {"INFERENCE_PRECISION_HINT": "bf16" if half else "f32"}
+    if threads is not None:
+        config["INFERENCE_NUM_THREADS"] = threads
+    compiled = core().compile_model(core().read_model(path), "CPU", config)
+    return lambda given: compiled(given)[0]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import cv2
 import numpy as np
@@ -26,17 +26,21 @@ from cris_train.data.target import THRESHOLD
 from cris_train.model import Cris
 
 EAGER = "PyTorch eager fp32"
+EAGER_SHARED = "PyTorch eager fp32, image shared"
+"""The baseline's model, which encodes an image once for all of its expressions."""
 _WANTS_COMPILER = "torch.compile wants a C++ compiler (apt install g++)"
 
 
 class Eager:
-    """The model as it was trained, on one device, float32.
+    """The model as it was trained, on one device, float32; an image for every expression.
 
     Args:
         model: In evaluation mode, at `place`.
         tokenizer: CLIP's, with the model's word length; None where only the network is run.
         place: Where it runs.
     """
+
+    single: Final = False
 
     def __init__(self, model: Cris, tokenizer: Tokenizer | None, place: Place) -> None:
         self.identity = Identity(EAGER, Role.BASELINE, place, Compute.FP32.value)
@@ -89,6 +93,7 @@ class Variant:
         half: Whether the weights are float16.
         channels_last: Whether pictures lie in memory as (n, h, w, C).
         mode: Of torch.compile; None to run eagerly.
+        frozen: Whether the compiler may bake the weights in: folded, cast and packed once.
     """
 
     name: str
@@ -97,13 +102,31 @@ class Variant:
     half: bool = False
     channels_last: bool = False
     mode: str | None = None
+    frozen: bool = False
+
+    @property
+    def weights(self) -> tuple[bool, bool]:
+        """What it wants of the weights; variants that want the same share them."""
+        return self.half, self.channels_last
 
 
-COMPILED = Variant("torch.compile fp32", Compute.FP32, mode="default")
+_BF16: Final = torch.bfloat16
+SHARED: Final = Variant(EAGER_SHARED, Compute.FP32)
+# What a CPU's users would try; the last are the slowest to be made ready.
+ON_CPU: Final = (
+    SHARED,
+    Variant("PyTorch eager bf16", Compute.BF16, autocast=_BF16, channels_last=True),
+    Variant("PyTorch eager fp32, channels last", Compute.FP32, channels_last=True),
+    Variant("torch.compile bf16", Compute.BF16, _BF16, False, True, "default", frozen=True),
+    Variant("torch.compile fp32", Compute.FP32, None, False, True, "default", frozen=True),
+)
+COMPILED: Final = ON_CPU[-1]
 # What a GPU's users would try before they export anything.
-ON_CUDA = (
+ON_CUDA: Final = (
+    SHARED,
     Variant("PyTorch autocast fp16", Compute.FP16, autocast=torch.float16),
     Variant("PyTorch eager fp16, channels last", Compute.FP16, half=True, channels_last=True),
+    Variant("torch.compile fp32", Compute.FP32, mode="default"),
     Variant(
         "torch.compile fp16, max-autotune",
         Compute.FP16,
@@ -114,26 +137,36 @@ ON_CUDA = (
 )
 
 
+def peers(model: Cris, variants: Sequence[Variant], place: Place) -> list[Peer]:
+    """Make them, of as few copies of the weights as they allow; the model stays as it is."""
+    copies: dict[tuple[bool, bool], Cris] = {(False, False): model}
+    for variant in variants:
+        if variant.weights not in copies:
+            own = copy.deepcopy(model)
+            own = own.half() if variant.half else own
+            layout = torch.channels_last if variant.channels_last else torch.contiguous_format
+            copies[variant.weights] = own.to(memory_format=layout)
+    return [Peer(copies[variant.weights], variant, place) for variant in variants]
+
+
 class Peer:
     """A variant, for one shape at a time if it is compiled.
 
     Args:
-        model: In evaluation mode, float32, at `place`; it stays as it is.
+        model: In evaluation mode, at `place`, its weights as the variant wants them.
         variant: How it is run.
         place: Where.
     """
 
+    single: Final = False
+
     def __init__(self, model: Cris, variant: Variant, place: Place) -> None:
         self.identity = Identity(variant.name, Role.PEER, place, variant.compute.value)
         self._variant = variant
-        if variant.half or variant.channels_last:
-            model = copy.deepcopy(model)
-        if variant.half:
-            model = model.half()
-        if variant.channels_last:
-            model = model.to(memory_format=torch.channels_last)
         self._model: Callable[..., torch.Tensor] = model
-        if variant.mode is not None:
+        if variant.frozen:
+            self._model = torch.compile(model, dynamic=False, options={"freezing": True})
+        elif variant.mode is not None:
             self._model = torch.compile(model, dynamic=False, mode=variant.mode)
 
     def bind(self, image: NDArray[Any], tokens: NDArray[Any]) -> Bound:

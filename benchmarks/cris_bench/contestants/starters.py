@@ -9,17 +9,19 @@ from pathlib import Path
 
 import torch
 
+from cris_bench.budget import Budget
 from cris_bench.contestants.contestant import Network
 from cris_bench.contestants.ours import Ours, Way
-from cris_bench.contestants.plain import OnnxRuntime, plain_peers
-from cris_bench.contestants.plain_export import export_plain
-from cris_bench.contestants.pytorch import COMPILED, ON_CUDA, Eager, Peer
+from cris_bench.contestants.plain import FLOATS, name_of
+from cris_bench.contestants.plain_export import PlainPeers
+from cris_bench.contestants.pytorch import COMPILED, ON_CPU, ON_CUDA, Eager, Variant, peers
+from cris_bench.exports import Exports
 from cris_bench.options import BenchOptions
 from cris_bench.place import Place
 from cris_bench.record.schema import Absent
 from cris_bench.scopes.child import Kind, Task
+from cris_bench.scopes.entries import Field
 from cris_bench.scopes.memory import Alone
-from cris_bench.scopes.races import Field, Shape
 from cris_bench.subject import Step, Subject
 from cris_deploy.bundle.manifest import GraphName
 from cris_deploy.errors import BackendError
@@ -59,85 +61,59 @@ class Starters:
     Attributes:
         options: What is measured.
         place: Where.
-        folder: For the plain exports.
         subject: What is run.
         ways: How this project's engines run it.
         eager: The baseline; None without the model.
-        others: The same model in PyTorch's other ways; none where they were left out.
+        peers: Other ways to run the model, the most telling first.
         ours: The engines, in the order of the ways.
-        absent: Peers that are not installed or cannot run; filled race by race.
+        plain: The plain export's graph; None without one.
+        absent: Who is not installed, cannot run or had no time; filled race by race.
     """
 
     options: BenchOptions
     place: Place
-    folder: Path
     subject: Subject
     ways: tuple[Way, ...]
     eager: Eager | None
-    others: tuple[Peer, ...]
+    peers: tuple[Network, ...]
     ours: tuple[Ours, ...]
+    plain: Path | None
     absent: list[Absent]
 
-    def field(self, shape: Shape, step: Step) -> Field:
-        """Everyone for a race: peers have a graph for each batch, and take one expression."""
-        peers: list[Network] = list(self.others)
-        if self._plain and shape.expressions == 1:
-            found, missing = plain_peers(self.plain_export(shape.batch, step), self.options.threads)
-            peers += found
-            self.absent.extend(entry for entry in missing if entry not in self.absent)
-        if shape.expressions > 1:
-            peers = []
-        facts = self.subject.facts
+    def field(self) -> Field:
+        """Everyone, for a race."""
+        facts, vocabulary = self.subject.facts, self.subject.vocabulary
         return Field(
             self.eager,
-            peers,
+            self.peers,
             self.ours,
             facts.input_size,
             facts.word_len,
-            self.subject.vocabulary,
+            vocabulary,
             self.absent,
         )
 
-    def plain_export(self, batch: int, step: Step) -> Path:
-        """The unmodified model's ONNX file, exported when it is first wanted."""
-        assert self.subject.model is not None
-        path = self.folder / f"plain{batch}.onnx"
-        if not path.exists():
-            step(f"one call of the exporter, batch {batch}")
-            export_plain(self.subject.model, batch, path)
-        return path
-
-    def alone(self, step: Step) -> list[Alone]:
-        """Everyone for a process of its own, the baseline first."""
+    def alone(self) -> list[Alone]:
+        """Everyone in floating point for a process of its own, the baseline first."""
         subject, found = self.subject, []
         if self.eager is not None and subject.model is not None:
             weights = sum(value.numel() for value in subject.model.parameters()) * _FLOAT32
-            kinds = [(Kind.EAGER, self.eager.identity)]
-            kinds += [
-                (Kind.COMPILED, peer.identity)
-                for peer in self.others
-                if peer.identity.name == COMPILED.name
-            ]
+            kinds = [(Kind.EAGER, self.eager.identity, subject.checkpoint)]
+            for peer in self.peers:
+                if peer.identity.name == COMPILED.name:
+                    kinds.append((Kind.COMPILED, peer.identity, subject.checkpoint))
+                for backend, compute in FLOATS:
+                    if peer.identity.name == name_of(backend, compute):
+                        kinds.append((Kind(backend.value), peer.identity, self.plain))
             found = [
-                Alone(who, self._task(kind, subject.checkpoint, who.compute), weights)
-                for kind, who in kinds
+                Alone(who, self._task(kind, path, who.compute), weights)
+                for kind, who, path in kinds
             ]
-            if self._plain:
-                path = self.plain_export(1, step)
-                peers, _ = plain_peers(path, self.options.threads)
-                for peer in peers:
-                    kind = Kind.ONNXRUNTIME if isinstance(peer, OnnxRuntime) else Kind.OPENVINO
-                    who = peer.identity
-                    found.append(Alone(who, self._task(kind, path, who.compute), weights))
         for way in self.ways:
             _, stored = subject.work[way.bundle][GraphName.FULL]
             task = self._task(Kind.ENGINE, way.path, way.compute.value, way.backend)
             found.append(Alone(way.identity, task, stored))
         return found
-
-    @property
-    def _plain(self) -> bool:
-        return self.options.peers and self.eager is not None and not self.place.on_gpu
 
     def _task(self, kind: Kind, path: Path | None, compute: str, backend: str = "") -> Task:
         options, facts = self.options, self.subject.facts
@@ -160,25 +136,18 @@ class Starters:
 def open_starters(
     options: BenchOptions,
     place: Place,
+    exports: Exports,
     folder: Path,
     subject: Subject,
     ways: list[Way],
     step: Step,
+    budget: Budget,
 ) -> Iterator[Starters]:
-    """Load the model and the engines; close the engines in the end.
+    """Load the model, the engines and their peers; close the engines in the end.
 
     Raises:
         BackendError: an engine that was asked for by name cannot be loaded, or none can.
     """
-    eager, others = None, []
-    if subject.model is not None:
-        model = subject.model.to(str(place))
-        write_tokenizer(folder / "tokenizer.json")
-        words = Tokenizer.from_file(folder / "tokenizer.json", subject.facts.word_len)
-        eager = Eager(model, words, place)
-        if options.peers and not options.quick:
-            variants = (COMPILED, *ON_CUDA) if place.on_gpu else (COMPILED,)
-            others = [Peer(model, variant, place) for variant in variants]
     with ExitStack() as stack:
         ours, absent = [], []
         for way in ways:
@@ -197,7 +166,26 @@ def open_starters(
                 f"nothing here can run the bundles on {place}: "
                 + "; ".join(f"{entry.name}: {entry.install}" for entry in absent)
             )
+        eager, plain = None, None
+        others: list[Network] = []
+        if subject.model is not None:
+            model = subject.model.to(str(place))
+            write_tokenizer(folder / "tokenizer.json")
+            words = Tokenizer.from_file(folder / "tokenizer.json", subject.facts.word_len)
+            eager = Eager(model, words, place)
+            if options.peers and not place.on_gpu:
+                found = PlainPeers(options, exports, subject, words, step, budget, absent)
+                others += found.load()
+                plain = found.graph
+            if options.peers:
+                others += peers(model, _variants(options, place), place)
         here = tuple(engine.way for engine in ours)
         yield Starters(
-            options, place, folder, subject, here, eager, tuple(others), tuple(ours), absent
+            options, place, subject, here, eager, tuple(others), tuple(ours), plain, absent
         )
+
+
+def _variants(options: BenchOptions, place: Place) -> list[Variant]:
+    """PyTorch's ways; those that compile take minutes."""
+    everyone = ON_CUDA if place.on_gpu else ON_CPU
+    return [one for one in everyone if not options.quick or one.mode is None]

@@ -19,6 +19,7 @@ PACKAGES = (
     "onnxruntime",
     "onnxruntime-gpu",
     "openvino",
+    "nncf",
     "tensorrt",
     "tensorrt-rtx",
     "cuda-core",

@@ -36,6 +36,19 @@ class Scope(StrEnum):
     FIRST_CALL = "first_call"
 
 
+AGAINST: Final = {
+    Scope.NETWORK: Scope.NETWORK,
+    Scope.END_TO_END: Scope.END_TO_END,
+    Scope.FROM_BYTES: Scope.FROM_BYTES,
+    Scope.EXPRESSION: Scope.END_TO_END,
+    Scope.REPEATED_EXPRESSION: Scope.END_TO_END,
+    Scope.REPEATED_IMAGE: Scope.END_TO_END,
+    Scope.LOAD: Scope.LOAD,
+    Scope.FIRST_CALL: Scope.FIRST_CALL,
+}
+"""What the baseline has to do for the same mask: it keeps nothing of an image or an expression."""
+
+
 class Role(StrEnum):
     """Who takes part: PyTorch eager, another way that a user has, or this engine."""
 
@@ -49,6 +62,11 @@ class NotFinite(StrEnum):
 
     NAN = "NaN"
     INFINITY = "Infinity"
+
+
+def arithmetic(compute: str) -> str:
+    """What an arithmetic's products are in: int8 for the mixed int8-bf16."""
+    return compute.partition("-")[0]
 
 
 def finite(number: float) -> float | NotFinite:
@@ -131,6 +149,9 @@ class Clients:
         seconds: From the first call's start to the last one's end.
         images: Calls answered in that time.
         latencies: Seconds of each call.
+        cpu_threads: Of each call, as asked for; None for all cores.
+        streams: Calls that the engine takes at once.
+        joules: That the processors took in that time; None where the machine does not tell.
     """
 
     name: str
@@ -140,6 +161,24 @@ class Clients:
     seconds: AboveZero
     images: Positive
     latencies: Annotated[tuple[AboveZero, ...], _OF_EVERY_PASS]
+    cpu_threads: Positive | None = None
+    streams: Positive = 1
+    joules: AboveZero | None = None
+
+    @property
+    def title(self) -> str:
+        """Who served, and with how many threads and streams if not with all and one."""
+        parts = [self.name]
+        if self.cpu_threads is not None:
+            parts.append(f"{self.cpu_threads} threads")
+        if self.streams > 1:
+            parts.append(f"{self.streams} streams")
+        return ", ".join(parts)
+
+    @property
+    def masks_per_wh(self) -> float | None:
+        """Masks that a watt-hour gives; None where energy is not told."""
+        return None if self.joules is None else self.images * 3600 / self.joules
 
     @property
     def throughput(self) -> float:

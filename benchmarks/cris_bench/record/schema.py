@@ -13,7 +13,7 @@ from cris_bench.record.rows import AboveZero, Clients, Row
 from cris_deploy.documents import Count, Positive
 from cris_deploy.errors import InputError
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 """Version of the records that are written, and the newest that is read."""
 
 
@@ -71,6 +71,7 @@ class StageWork:
         name: Contestant that ran it; one of the names of scope NETWORK.
         batch: Images of the pass.
         expressions: Expressions for each of them.
+        fewer: Whether it is done with fewer products than these operations count.
     """
 
     stage: str
@@ -80,6 +81,7 @@ class StageWork:
     name: str
     batch: Positive = 1
     expressions: Positive = 1
+    fewer: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +164,8 @@ class Record:
         commit: Of the source tree, with "+" behind it if that has changes; None outside of one.
         machine: What it ran on.
         model: What it ran.
-        warmup: Untimed rounds of a group.
-        iterations: Timed rounds of a group.
+        warmup: Untimed rounds of a race.
+        iterations: Timed rounds of a race, at most; each row has its own number of times.
         threads: CPU threads that were asked for; None for all cores.
         image_height: Of the image in the scopes that start from one, pixels.
         image_width: Likewise.
@@ -176,6 +178,9 @@ class Record:
         absent: Who could not take part.
         accuracy: Results of an evaluation.
         paper_fps: The paper's figure for this model, on a V100 GPU; None if it has none.
+        seed: Of the order of contestants in each round; None where it was always the same.
+        minutes: That the run was given; 0 for no end.
+        energy: Why no energy was measured; "" where it was, or nobody asked.
     """
 
     format: int
@@ -198,6 +203,9 @@ class Record:
     absent: tuple[Absent, ...] = ()
     accuracy: tuple[Accuracy, ...] = ()
     paper_fps: float | None = None
+    seed: Count | None = None
+    minutes: float = 0.0
+    energy: str = ""
 
     def __post_init__(self) -> None:
         for row in self.rows:

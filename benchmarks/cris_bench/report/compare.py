@@ -12,8 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from cris_bench.record.file import read_record
-from cris_bench.record.rows import Row, Scope
+from cris_bench.record.intervals import (
+    LEAST_ROUNDS,
+    Interval,
+    Numbers,
+    baseline_of,
+    enclosing,
+    median_draws,
+    round_ratios,
+)
+from cris_bench.record.rows import Role, Row, Scope
 from cris_bench.record.schema import Parity, Record
 from cris_bench.report.scope import FAILED, TITLES
 from cris_bench.report.section import Section, to_text
@@ -33,17 +44,19 @@ class Change:
     Attributes:
         before: Of the first record.
         after: Of the second.
+        baselines: PyTorch eager's rows in both, if both have one and a ratio to it is compared.
         failed_parity: Whether the second's bundle failed its parity gate.
     """
 
     before: Row
     after: Row
+    baselines: tuple[Row, Row] | None
     failed_parity: bool
 
     @property
     def by_ratio(self) -> bool:
         """Whether ratios to PyTorch eager are compared, from which the machine's drift cancels."""
-        return self.before.ratio is not None and self.after.ratio is not None
+        return self.baselines is not None
 
     @property
     def judged(self) -> bool:
@@ -51,11 +64,41 @@ class Change:
         return self.before.scope is not Scope.OVERHEAD
 
     @property
+    def figures(self) -> tuple[float, float]:
+        """What is compared: medians of ratios, or milliseconds of a mask."""
+        old, new = (float(np.median(values)) for values in self._values())
+        return old, new
+
+    @property
     def slower(self) -> float:
         """By which share a mask takes longer than before, relative to PyTorch eager if possible."""
-        if self.before.ratio is not None and self.after.ratio is not None:
-            return self.before.ratio / self.after.ratio - 1
-        return self.after.mask_ms / self.before.mask_ms - 1
+        old, new = self.figures
+        return old / new - 1 if self.by_ratio else new / old - 1
+
+    @property
+    def interval(self) -> Interval | None:
+        """`slower` with its 95% interval; None of too few rounds, or where nothing is judged."""
+        values = self._values()
+        if not self.judged or min(map(len, values)) < LEAST_ROUNDS:
+            return None
+        # Two runs are independent: so are the draws.
+        old, new = (median_draws(each, seed) for seed, each in enumerate(values))
+        draws = old / new if self.by_ratio else new / old
+        return enclosing(draws - 1, self.slower)
+
+    def regressed(self, limit: float) -> bool:
+        """Whether it is slower by more than a share, the whole interval of it."""
+        found = self.interval
+        return found is not None and found.low > limit
+
+    def _values(self) -> tuple[Numbers, Numbers]:
+        if self.baselines is not None:
+            old, new = self.baselines
+            return round_ratios(old, self.before), round_ratios(new, self.after)
+        old_ms, new_ms = (
+            np.asarray(row.seconds) * 1e3 / row.masks for row in (self.before, self.after)
+        )
+        return old_ms, new_ms
 
 
 @dataclass(frozen=True)
@@ -77,8 +120,8 @@ class Comparison:
     also: tuple[str, ...]
 
     def regressions(self, limit: float) -> tuple[Change, ...]:
-        """What became slower by more than a share."""
-        return tuple(change for change in self.changes if change.judged and change.slower > limit)
+        """What became slower by more than a share, for certain."""
+        return tuple(change for change in self.changes if change.regressed(limit))
 
 
 def compare(before: Record, after: Record) -> Comparison:
@@ -89,7 +132,9 @@ def compare(before: Record, after: Record) -> Comparison:
     """
     old, new = ({_key(row): row for row in record.rows} for record in (before, after))
     changes = tuple(
-        Change(row, new[key], _failed(after, new[key])) for key, row in old.items() if key in new
+        Change(row, new[key], _baselines(row, before, new[key], after), _failed(after, new[key]))
+        for key, row in old.items()
+        if key in new
     )
     if not changes:
         raise InputError("the records have no row in common: measure the same scopes in both")
@@ -114,6 +159,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{args.before} and {args.after} are not like with like: "
                 f"{'; '.join(comparison.unlike)}; --force compares them all the same"
             )
+        if limit is not None and all(change.interval is None for change in comparison.changes):
+            raise InputError(
+                f"--max-regression judges intervals, which take {LEAST_ROUNDS} rounds, and no row "
+                "has as many in both records: measure longer"
+            )
         print(to_text([_section(comparison, limit)]))
         return int(limit is not None and bool(comparison.regressions(limit)))
 
@@ -135,7 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max-regression",
         metavar="PERCENT",
-        help="exit with 1 if a row of B is slower by more than this, such as 5%%",
+        help="exit with 1 if the whole interval of a row of B is slower by more, such as 5%%",
     )
     parser.add_argument(
         "--force", action="store_true", help="compare records of different models or machines"
@@ -152,6 +202,13 @@ def _share(text: str) -> float:
 
 def _key(row: Row) -> tuple[Scope, str, int, int]:
     return row.scope, row.name, row.batch, row.expressions
+
+
+def _baselines(old: Row, before: Record, new: Row, after: Record) -> tuple[Row, Row] | None:
+    first, second = baseline_of(old, before.rows), baseline_of(new, after.rows)
+    if first is None or second is None or old.role is Role.BASELINE:
+        return None
+    return first, second
 
 
 def _failed(record: Record, row: Row) -> bool:
@@ -207,15 +264,23 @@ def _section(comparison: Comparison, limit: float | None) -> Section:
     for change in comparison.changes:
         by = "x eager" if change.by_ratio else "ms"
         before, after = (
-            f"{row.ratio:.2f}" if change.by_ratio else f"{row.mask_ms:.3f}"
-            for row in (change.before, change.after)
+            f"{figure:.2f}" if change.by_ratio else f"{figure:.3f}" for figure in change.figures
         )
-        percent = f"{change.slower:+.1%}" if change.judged else ""
+        percent = _percent(change)
         remarks = "; ".join(_remarks(change, limit))
         rows.append((*_named(change.before), by, before, after, percent, remarks))
     columns = ("scope", "contestant", "images", "expressions", "by", "A", "B", "slower", "remarks")
     words = frozenset({"contestant", "by", "remarks"})
     return Section("", (), columns, tuple(rows), words, tuple(_notes(comparison, limit)))
+
+
+def _percent(change: Change) -> str:
+    if not change.judged:
+        return ""
+    found = change.interval
+    if found is None:
+        return f"{change.slower:+.1%}"
+    return f"{found.middle:+.1%} ({found.low:+.1%} to {found.high:+.1%})"
 
 
 def _named(row: Row) -> tuple[str, str, str, str]:
@@ -224,8 +289,10 @@ def _named(row: Row) -> tuple[str, str, str, str]:
 
 def _remarks(change: Change, limit: float | None) -> list[str]:
     found = []
-    if limit is not None and change.judged and change.slower > limit:
+    if limit is not None and change.regressed(limit):
         found.append("TOO SLOW")
+    if change.judged and change.interval is None:
+        found.append(f"fewer than {LEAST_ROUNDS} rounds: not judged")
     if not change.judged:
         found.append("a difference of times: not judged")
     noisy = [name for name, row in (("A", change.before), ("B", change.after)) if row.noisy]
@@ -249,7 +316,7 @@ def _notes(comparison: Comparison, limit: float | None) -> list[str]:
     if limit is not None:
         notes.append(
             f"{len(comparison.regressions(limit))} of {len(comparison.changes)} rows are slower by "
-            f"more than {100 * limit:g}%."
+            f"more than {100 * limit:g}%, with 95% certainty."
         )
     return notes
 

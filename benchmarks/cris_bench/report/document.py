@@ -1,8 +1,9 @@
-"""`cris-bench report RECORD...`: records as Markdown, and as plots beside it."""
+"""`cris-bench report RECORD...`: records as Markdown, and as plots."""
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,69 +14,57 @@ from cris_bench.record.schema import Record
 from cris_bench.report.summary import markdown
 from cris_deploy.cli import Parser, guarded
 from cris_deploy.errors import InputError
-from cris_deploy.files import write_whole
 
 _PROGRAM: Final = "cris-bench report"
-FILE: Final = "report.md"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print a report, or write it with plots. Exit 0, or 2 for unusable input."""
+    """Print a report, and draw plots. Exit 0, or 2 for unusable input."""
     args = _parser().parse_args(sys.argv[1:] if argv is None else list(argv))
 
     def run() -> int:
         records = _read_all(args.records)
-        if args.output is None:
-            print(document(records), end="")
-        else:
-            print(write_report(records, args.output))
+        if args.price is not None and not 0 < args.price < math.inf:
+            raise InputError(f"--price is {args.price}: give dollars above 0")
+        if args.plots is not None:
+            from cris_bench.report.plot import draw
+
+            for path in draw(records, args.plots):
+                print(path, file=sys.stderr)
+        print(document(records, args.price), end="")
         return 0
 
     return guarded(_PROGRAM, run)
 
 
-def document(records: Mapping[str, Record], plots: Sequence[Path] = ()) -> str:
-    """Markdown of records, one after the other under their names, plots first.
+def document(records: Mapping[str, Record], price: float | None = None) -> str:
+    """Markdown of records, one after the other under their names.
 
     Args:
         records: Name -> record.
-        plots: Files that lie beside the document.
+        price: Dollars of the machine for an hour; None to leave costs out.
     """
-    parts = ["# Benchmarks\n", *(f"![{plot.stem}]({plot.name})\n" for plot in plots)]
-    parts += [markdown(record, name, level=2) for name, record in records.items()]
-    return "\n".join(parts)
-
-
-def write_report(records: Mapping[str, Record], folder: Path) -> Path:
-    """Write `report.md` with plots as SVG and PNG into a folder, and give the file.
-
-    Raises:
-        InputError: matplotlib is not installed, or the folder cannot be written.
-    """
-    from cris_bench.report.plot import draw
-
-    plots = [path.with_suffix(".svg") for path in draw(records, folder)]
-    return write_whole(folder / FILE, document(records, plots).encode())
+    parts = [markdown(record, name, level=2, price=price) for name, record in records.items()]
+    return "\n".join(["# Benchmarks\n", *parts])
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog=_PROGRAM,
-        description="Show records of cris-bench as Markdown tables; with -o also as plots.",
+        description="Show records of cris-bench as Markdown tables, and as plots.",
         examples=(
-            "cris-bench report record.json",
-            "cris-bench report before.json after.json -o report",
+            "cris-bench report record.json --price 0.34",
+            "cris-bench report before.json after.json --plots pictures",
         ),
     )
-    parser.add_argument(
-        "records", type=Path, nargs="+", metavar="RECORD", help="cris-bench -o FILE"
-    )
-    parser.add_argument(
-        "-o",
-        "--output",
+    add = parser.add_argument
+    add("records", type=Path, nargs="+", metavar="RECORD", help="cris-bench -o FILE")
+    add("--price", type=float, metavar="DOLLARS", help="of the machine for an hour: adds costs")
+    add(
+        "--plots",
         type=Path,
         metavar="FOLDER",
-        help=f"write {FILE} and plots (SVG and PNG) there; takes the extra 'bench'",
+        help="write NAME-speed.svg and NAME-throughput.svg there; takes the extra 'bench'",
     )
     return parser
 

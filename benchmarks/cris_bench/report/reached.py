@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
+from cris_bench.record.rows import arithmetic
 from cris_bench.record.schema import Ceiling, Record, StageWork
 
 
@@ -13,7 +15,8 @@ class Reached:
 
     Attributes:
         work: The stage, and who ran it.
-        ceiling: Of the arithmetic that most of its multiply-adds are in; None if not measured.
+        ceiling: Of the arithmetic that most of its multiply-adds are in, the highest rates that
+            were seen; None if none was measured.
     """
 
     work: StageWork
@@ -25,31 +28,40 @@ class Reached:
         return self.work.operations / self.work.seconds
 
     @property
+    def bytes_per_s(self) -> float:
+        """Bytes of weights read per second."""
+        return self.work.weight_bytes / self.work.seconds
+
+    @property
     def matrix_share(self) -> float | None:
-        """Share of the measured matrix rate, 1 for all of it."""
-        if self.ceiling is None:
+        """Share of the highest rate, at most 1; None where fewer products do the work."""
+        if self.ceiling is None or self.work.fewer:
             return None
         return self.operations_per_s / self.ceiling.matrix_ops_per_s
 
     @property
-    def copy_share(self) -> float | None:
-        """Share of the measured bandwidth that reading the weights once takes."""
-        if self.ceiling is None:
-            return None
-        return self.work.weight_bytes / self.work.seconds / self.ceiling.copy_bytes_per_s
+    def copy_share(self) -> float:
+        """Share of the highest bandwidth that reading the weights once takes, at most 1."""
+        return 0.0 if self.ceiling is None else self.bytes_per_s / self.ceiling.copy_bytes_per_s
 
 
 def reached(record: Record) -> tuple[Reached, ...]:
     """Every stage of a record against its ceiling, in the record's order."""
-    ceilings = {(ceiling.device, ceiling.compute): ceiling for ceiling in record.ceilings}
-    runs = {row.name: row for row in record.rows}
-    found = []
-    for work in record.work:
-        row = runs.get(work.name)
-        ceiling = None
-        if row is not None:
-            # A mixed arithmetic such as int8-bf16 has its products in the first.
-            names = (row.compute, row.compute.partition("-")[0])
-            ceiling = next((c for n in names if (c := ceilings.get((row.device, n)))), None)
-        found.append(Reached(work, ceiling))
-    return tuple(found)
+    rows = {row.name: (row.device, arithmetic(row.compute)) for row in record.rows}
+    places = [rows.get(work.name) for work in record.work]
+    ceilings: dict[tuple[str, str] | None, Ceiling] = {
+        (ceiling.device, ceiling.compute): ceiling for ceiling in record.ceilings
+    }
+    for place, work in zip(places, record.work, strict=True):
+        # What a stage reaches can be reached: a ceiling is no lower.
+        stage, ceiling = Reached(work, None), ceilings.get(place)
+        if ceiling is not None:
+            rate = 0.0 if work.fewer else stage.operations_per_s
+            ceilings[place] = dataclasses.replace(
+                ceiling,
+                matrix_ops_per_s=max(ceiling.matrix_ops_per_s, rate),
+                copy_bytes_per_s=max(ceiling.copy_bytes_per_s, stage.bytes_per_s),
+            )
+    return tuple(
+        Reached(work, ceilings.get(place)) for place, work in zip(places, record.work, strict=True)
+    )

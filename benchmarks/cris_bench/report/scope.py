@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from cris_bench.record.intervals import times_eager
 from cris_bench.record.rows import NOISY, NotFinite, Role, Row, Scope
 from cris_bench.record.schema import Parity, Record
 from cris_bench.report.section import Section, aligned, points
@@ -23,16 +24,22 @@ TITLES: Final = {
     Scope.FIRST_CALL: "First call",
 }
 _MEANING: Final = {
-    Scope.NETWORK: "From image and tokens as tensors to logits, in the device's own memory.",
+    Scope.NETWORK: "From image and tokens as tensors to logits.",
     Scope.DEVICE: "From an image in the GPU's memory and words to the mask there.",
     Scope.END_TO_END: "From a decoded image and words to the boolean mask at image size.",
     Scope.FROM_BYTES: "From the bytes of an encoded image and words to the mask at image size.",
     Scope.EXPRESSION: "The next expression on an image that is already encoded.",
     Scope.REPEATED_EXPRESSION: "Words that the engine has met, on a new image.",
     Scope.REPEATED_IMAGE: "New words on an image that the engine has met.",
-    Scope.OVERHEAD: "Engine.segment minus its stage runs and mask step, both in one round.",
+    Scope.OVERHEAD: "Engine.segment behind the letterbox, minus what it says that its stages took.",
     Scope.LOAD: "From files to an engine that is ready.",
     Scope.FIRST_CALL: "The first mask after loading.",
+}
+_ON_GPU: Final = {
+    Scope.NETWORK: "From image and tokens to logits in the GPU's memory, by the GPU's own clock: "
+    "what the host does meanwhile is not in it.",
+    Scope.DEVICE: "From an image in the GPU's memory and words to the mask there, by the GPU's "
+    "own clock.",
 }
 # What happens once, or is a difference, has no rate.
 _RATELESS: Final = (Scope.OVERHEAD, Scope.LOAD, Scope.FIRST_CALL)
@@ -49,7 +56,8 @@ FAILED: Final = "PARITY GATE FAILED"
 def scope_section(record: Record, scope: Scope) -> Section:
     """The times of a scope; a section without rows if it was not measured."""
     rows = [row for row in record.rows if row.scope is scope]
-    intro = _MEANING[scope]
+    on_gpu = any(row.device != "cpu" for row in rows)
+    intro = _ON_GPU.get(scope, _MEANING[scope]) if on_gpu else _MEANING[scope]
     if scope in _FROM_IMAGE:
         intro += f" The image has {record.image_width} x {record.image_height} pixels."
     columns = _columns(record, scope, rows)
@@ -93,7 +101,7 @@ def _columns(record: Record, scope: Scope, rows: Sequence[Row]) -> dict[str, lis
         "ms a mask" if rate else "ms": aligned([row.mask_ms for row in rows]),
         "masks/s": [f"{row.fps:.2f}" if rate else "" for row in rows],
         "paper, V100": [paper(row) for row in rows],
-        "x eager": ["" if row.ratio is None else f"{row.ratio:.2f}" for row in rows],
+        "x eager": [_times_eager(row, record.rows) for row in rows],
         "over network": [over_network(row) for row in rows],
         "spread": ["" if math.isnan(row.spread) else f"{row.spread:.1%}" for row in rows],
         "logit error": [_error(row.logit_error) for row in rows],
@@ -131,6 +139,13 @@ def _footnotes(record: Record, rows: Sequence[Row]) -> Iterable[str]:
             f"Parity gate failed: {', '.join(failed)} does not give the checkpoint's masks; its "
             f"speed is that of another model."
         )
+
+
+def _times_eager(row: Row, rows: Sequence[Row]) -> str:
+    if row.role is Role.BASELINE or row.ratio is None:
+        return "" if row.ratio is None else "1"
+    found = times_eager(row, rows)
+    return f"{row.ratio:.2f}" if found is None else str(found)
 
 
 def _error(error: float | NotFinite | None) -> str:

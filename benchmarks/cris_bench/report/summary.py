@@ -4,33 +4,45 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+from typing import Final
 
+from cris_bench.options import ALONE
+from cris_bench.record.machine import Machine
 from cris_bench.record.rows import Scope
 from cris_bench.record.schema import Parity, Record
+from cris_bench.report.like import like_section
 from cris_bench.report.reached import Reached, reached
 from cris_bench.report.scope import FAILED, scope_section
 from cris_bench.report.section import Section, aligned, points, to_markdown, to_text
 
+# What x86 processors of the last ten years differ in; records of other machines have none of them.
+_INSTRUCTIONS: Final = ("AVX2", "AVX-512", "VNNI", "BF16", "AMX")
 
-def markdown(record: Record, title: str = "cris-bench", *, level: int = 1) -> str:
-    """The record as a Markdown document with this title, a heading of that level."""
-    first, *others = sections(record)
+
+def markdown(
+    record: Record, title: str = "cris-bench", *, level: int = 1, price: float | None = None
+) -> str:
+    """The record as a Markdown document with this title, a heading of that level.
+
+    With `price`, dollars of the machine for an hour, also what a million masks cost.
+    """
+    first, *others = sections(record, price)
     first = dataclasses.replace(first, title=title)
     return to_markdown([first], level=level) + "\n" + to_markdown(others, level=level + 1)
 
 
-def terminal(record: Record) -> str:
-    """The record as plain text in aligned columns."""
-    return to_text(sections(record))
+def terminal(record: Record, price: float | None = None) -> str:
+    """The record as plain text in aligned columns; `price` as in `markdown`."""
+    return to_text(sections(record, price))
 
 
-def sections(record: Record) -> list[Section]:
+def sections(record: Record, price: float | None = None) -> list[Section]:
     """All that a record says: itself, each scope, then accuracy, clients, memory and the rest."""
-    made = [_heading(record)]
+    made = [_heading(record), like_section(record)]
     made += [scope_section(record, scope) for scope in Scope]
     made += [
         _accuracy(record),
-        _clients(record),
+        _clients(record, price),
         _memory(record),
         _ceilings(record),
         _stages(record),
@@ -46,20 +58,37 @@ def _heading(record: Record) -> Section:
     weights = "random weights" if weights == "random" else f"checkpoint {weights[:12]}"
     threads = "all cores" if record.threads is None else f"{record.threads} threads"
     clock = "" if machine.clock_mhz is None else f" of at most {machine.clock_mhz:,.0f} MHz"
-    intro = (
+    intro: tuple[str, ...] = (
         f"{model.architecture}, {model.parameters / 1e6:.2f} M parameters, {model.input_size} x "
         f"{model.input_size}, {model.word_len} tokens, {weights}.",
-        f"{machine.cpu}, {machine.cores} cores{clock} ({', '.join(machine.flags) or 'no AVX2'}), "
+        f"{machine.cpu}, {machine.cores} cores{clock} ({_instructions(machine)}), "
         + (f"GPU {machine.gpu}, " if machine.gpu else "")
         + f"{machine.system}; Python {machine.python}, "
         + ", ".join(f"{name} {version}" for name, version in machine.versions.items())
         + ".",
-        f"{record.warmup} untimed and {record.iterations} timed rounds, contestants of a group in "
-        f"turn, {threads}; medians.",
+        _rounds(record) + f", {threads}; medians, and 95% intervals of ratios.",
         f"{record.created}, commit {record.commit or 'unknown'}: "
         f"`{shlex.join(['cris-bench', *record.command])}`",
     )
+    if (record.commit or "").endswith("+"):
+        intro += ("NOT OF A COMMIT: the source tree had changes. Do not publish these figures.",)
     return Section("cris-bench", intro)
+
+
+def _instructions(machine: Machine) -> str:
+    """The vector extensions that decide speed: those that are there, and those that are not."""
+    here = ", ".join(machine.flags) or "none of note"
+    missing = [name for name in _INSTRUCTIONS if name not in machine.flags]
+    told = len(missing) < len(_INSTRUCTIONS)  # earlier records use other names
+    return f"{here}; without {', '.join(missing)}" if missing and told else here
+
+
+def _rounds(record: Record) -> str:
+    counts = [len(row.seconds) for row in record.rows if row.scope not in (*ALONE, Scope.DEVICE)]
+    least, most = min(counts, default=0), max(counts, default=0)
+    rounds = f"{most}" if least == most else f"{least} to {most}"
+    order = "in turn" if record.seed is None else f"in random order (seed {record.seed})"
+    return f"{record.warmup} untimed and {rounds} timed rounds, contestants {order}"
 
 
 def _accuracy(record: Record) -> Section:
@@ -84,22 +113,31 @@ def _accuracy(record: Record) -> Section:
     )
 
 
-def _clients(record: Record) -> Section:
-    rows = tuple(
-        (
-            entry.name,
-            str(entry.threads),
-            f"{entry.throughput:.2f}",
-            *aligned([entry.p50_ms, entry.p95_ms, entry.p99_ms]),
-            f"{len(entry.latencies):,}",
-        )
-        for entry in record.clients
-    )
+def _clients(record: Record, price: float | None) -> Section:
+    entries = record.clients
+    columns = {
+        "contestant": [entry.title for entry in entries],
+        "clients": [str(entry.threads) for entry in entries],
+        "masks/s": [f"{entry.throughput:.2f}" for entry in entries],
+        "p50 ms": aligned([entry.p50_ms for entry in entries]),
+        "p95 ms": aligned([entry.p95_ms for entry in entries]),
+        "p99 ms": aligned([entry.p99_ms for entry in entries]),
+        "calls": [f"{len(entry.latencies):,}" for entry in entries],
+        "masks/Wh": [
+            "" if entry.masks_per_wh is None else f"{entry.masks_per_wh:,.0f}" for entry in entries
+        ],
+        "$ per million": [
+            "" if price is None else f"{price / 3.6e3 / entry.throughput * 1e6:,.2f}"
+            for entry in entries
+        ],
+    }
+    kept = {name: cells for name, cells in columns.items() if any(cells)}
     return Section(
-        "Clients",
-        ("Threads that each ask for the next mask as soon as they have the last.",),
-        ("contestant", "clients", "images/s", "p50 ms", "p95 ms", "p99 ms", "calls"),
-        rows,
+        "Throughput",
+        ("Callers that each ask for the next mask, end to end, as soon as they have the last.",),
+        tuple(kept),
+        tuple(zip(*kept.values(), strict=True)),
+        notes=(f"Energy: {record.energy}.",) if record.energy else (),
     )
 
 
@@ -135,7 +173,7 @@ def _ceilings(record: Record) -> Section:
     )
     return Section(
         "Ceilings",
-        ("What this machine reached in a large matrix product and in a large copy.",),
+        ("What a large product and a large copy reached on this machine.",),
         ("arithmetic", "Gop/s", "copy GB/s"),
         rows,
     )
@@ -161,7 +199,11 @@ def _stages(record: Record) -> Section:
     )
     return Section(
         "Stages against the ceilings",
-        ("A pass of the network. Bandwidth: what reading the weights once takes of it.",),
+        (
+            "A pass of the network, against the highest rate that was seen on this machine in its "
+            "arithmetic, in a product or in a stage. Bandwidth: what reading the weights once "
+            "takes of it.",
+        ),
         (
             *("contestant", "stage"),
             *(("images", "expressions") if sizes else ()),
@@ -173,10 +215,10 @@ def _stages(record: Record) -> Section:
 
 
 def _shares(stage: Reached) -> tuple[str, str]:
-    matrix, copy = stage.matrix_share, stage.copy_share
-    if matrix is None or copy is None:
+    if stage.ceiling is None:
         return "not measured", "not measured"
-    return f"{matrix:.0%}", f"{copy:.0%}"
+    share = "fewer products" if stage.matrix_share is None else f"{stage.matrix_share:.0%}"
+    return share, f"{stage.copy_share:.0%}"
 
 
 def _bundles(record: Record) -> Section:
@@ -206,11 +248,15 @@ def _bundles(record: Record) -> Section:
 
 
 def _absent(record: Record) -> Section:
-    rows = tuple((entry.name, entry.install) for entry in record.absent)
+    whys = dict.fromkeys(entry.install for entry in record.absent)
+    rows = tuple(
+        (why, "; ".join(dict.fromkeys(e.name for e in record.absent if e.install == why)))
+        for why in whys
+    )
     return Section(
-        "Not installed",
+        "Not here",
         ("These could not take part.",),
-        ("contestant", "install"),
+        ("why", "who"),
         rows,
-        frozenset({"install"}),
+        frozenset({"who"}),
     )

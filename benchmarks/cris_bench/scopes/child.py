@@ -138,13 +138,11 @@ def _network(task: Task) -> Callable[[], Call]:
     if task.kind in (Kind.EAGER, Kind.COMPILED):
         network = _pytorch(task)
     else:
-        from cris_bench.contestants.plain import OnnxRuntime, OpenVino
+        from cris_bench.contestants.plain import PlainExport
+        from cris_deploy.execution.backends import BackendName, Compute
 
-        path, hint = Path(task.path), "f32" if task.compute == "fp32" else None
-        if task.kind is Kind.ONNXRUNTIME:
-            network = OnnxRuntime(path, task.threads)
-        else:
-            network = OpenVino(path, task.threads, hint)
+        backend, compute = BackendName(task.kind.value), Compute(task.compute)
+        network = PlainExport(Path(task.path), backend, compute, task.threads)
 
     def prepare() -> Call:
         from cris_bench.scopes.inputs import random_image, random_tokens
@@ -159,7 +157,7 @@ def _network(task: Task) -> Callable[[], Call]:
 def _pytorch(task: Task) -> Network:
     import torch
 
-    from cris_bench.contestants.pytorch import COMPILED, Eager, Peer
+    from cris_bench.contestants.pytorch import COMPILED, Eager, peers
     from cris_train import checkpoint as checkpoints
 
     if task.threads is not None:
@@ -167,7 +165,7 @@ def _pytorch(task: Task) -> Network:
     model = checkpoints.build(checkpoints.load(task.path)).to(str(task.place))
     if task.kind is Kind.EAGER:
         return Eager(model, None, task.place)
-    return Peer(model, COMPILED, task.place)
+    return peers(model, [COMPILED], task.place)[0]
 
 
 def _free_on_gpu(index: int) -> int:

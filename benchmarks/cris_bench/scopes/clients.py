@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 from cris_bench.contestants.contestant import Identity
 from cris_bench.record.rows import Clients
+from cris_bench.scopes.energy import Meter
 from cris_bench.scopes.inputs import Fresh
 from cris_deploy.pixels.image import Pixels
 
@@ -22,6 +23,8 @@ def measure_clients(
     *,
     threads: int,
     calls: int,
+    seconds: float = 0.0,
+    meter: Meter,
     height: int,
     width: int,
     tick: Callable[[], object],
@@ -32,12 +35,15 @@ def measure_clients(
         who: For the record.
         segment: From a decoded image (H, W, 3) and an expression to a mask.
         threads: Clients.
-        calls: Timed calls of each client, after an untimed one.
+        calls: Timed calls of each client at least, after an untimed one.
+        seconds: That they go on calling at least.
+        meter: Of the energy that it takes.
         height: Of the pictures, pixels.
         width: Likewise.
         tick: Called after every call.
     """
-    barrier = Barrier(threads)
+    begun: list[tuple[float, tuple[int, ...]]] = []
+    barrier = Barrier(threads, lambda: begun.append((time.perf_counter(), meter.read())))
 
     def client(number: int) -> list[tuple[float, float]]:
         fresh = Fresh(height, width, seed=number + 1)
@@ -47,8 +53,8 @@ def measure_clients(
             barrier.abort()  # the others would wait for ever
             raise
         barrier.wait()
-        times = []
-        for _ in range(calls):
+        times: list[tuple[float, float]] = []
+        while len(times) < calls or time.perf_counter() < begun[0][0] + seconds:
             picture, words = fresh.picture(), fresh.expression()
             start = time.perf_counter()
             segment(picture, words)
@@ -63,6 +69,7 @@ def measure_clients(
         error = future.exception()
         if error is not None and not isinstance(error, BrokenBarrierError):
             raise error
+    joules = meter.since(begun[0][1])
     times = [pair for future in futures for pair in future.result()]
     return Clients(
         name=who.name,
@@ -72,4 +79,5 @@ def measure_clients(
         seconds=max(end for _, end in times) - min(start for start, _ in times),
         images=len(times),
         latencies=tuple(end - start for start, end in times),
+        joules=joules,
     )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from cris_bench.budget import Budget
 from cris_bench.contestants.contestant import Identity
 from cris_bench.record.rows import Role, Row, Scope
 from cris_bench.record.schema import Memory
@@ -39,7 +40,10 @@ class Alone:
 
 
 def measure_alone(
-    contestants: Sequence[Alone], scopes: Sequence[Scope], tick: Callable[[], object]
+    contestants: Sequence[Alone],
+    scopes: Sequence[Scope],
+    tick: Callable[[], object],
+    budget: Budget | None = None,
 ) -> tuple[list[Row], list[Memory]]:
     """Load and run each in processes of its own; the largest peak counts.
 
@@ -47,12 +51,16 @@ def measure_alone(
         contestants: The baseline first.
         scopes: LOAD, FIRST_CALL or both: which rows to give.
         tick: Called after every process.
+        budget: When it ends, each has been made as often as it was; None for no end.
 
     Raises:
         BackendError: a process failed.
     """
     results: dict[str, list[Measured]] = {one.identity.name: [] for one in contestants}
-    for _ in range(REPEATS):
+    budget = budget or Budget(None)
+    for turn in range(REPEATS):
+        if turn and budget.left == 0:
+            break
         for one in contestants:
             results[one.identity.name].append(_run(one))
             tick()

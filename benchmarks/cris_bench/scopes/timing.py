@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -81,28 +82,43 @@ def interleave(
     *,
     warmup: int,
     iterations: int,
+    seed: int = 0,
+    enough: Callable[[Mapping[str, Sequence[float]]], bool] = lambda _: False,
+    late: Callable[[], bool] = lambda: False,
     tick: Callable[[], object] = lambda: None,
     pause: float = 0.0,
 ) -> list[Timing]:
-    """Time contestants in turn: one pass of each, then the next round.
+    """Time contestants in turn: one pass of each, then the next round, each in an order of its own.
 
     The reference times one model's passes one by one; here every round also holds the others', so
-    that a ratio compares passes made within a second of each other.
+    that a ratio compares passes made within seconds of each other. The order is random, so that
+    nobody always runs behind the same neighbour.
 
     Args:
         contestants: Name -> a call that returns when its work is done.
         warmup: Untimed rounds first.
-        iterations: Timed rounds.
-        tick: Called after every pass, for a progress bar.
+        iterations: Timed rounds, at most.
+        seed: Of the orders.
+        enough: Asked after every timed round, with the times so far, whether they will do.
+        late: Asked before every pass whether the time is up: then a round that is not the first is
+            given up.
+        tick: Called after every pass, for a progress display.
         pause: Seconds before a pass, in which the threads of the one before it stop spinning.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    order, shuffle = list(contestants), random.Random(seed).shuffle
     for round_ in range(warmup + iterations):
-        for name, contestant in contestants.items():
-            elapsed = _time(contestant, pause)
+        shuffle(order)
+        for name in order:
+            if round_ > warmup and late():
+                whole = min(map(len, seconds.values()))
+                return [Timing(name, tuple(values[:whole])) for name, values in seconds.items()]
+            elapsed = _time(contestants[name], pause)
             if round_ >= warmup:
                 seconds[name].append(elapsed)
             tick()
+        if round_ >= warmup and enough(seconds):
+            break
     return [Timing(name, tuple(values)) for name, values in seconds.items()]
 
 

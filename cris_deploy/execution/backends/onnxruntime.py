@@ -11,7 +11,7 @@ from cris_deploy.bundle.manifest import GraphName, NumberType, Precision
 from cris_deploy.bundle.reading import Bundle
 from cris_deploy.errors import BackendError, one_line
 from cris_deploy.execution.backends.interface import Compute, Device, Graph, Runtime, Settings
-from cris_deploy.machine.cpu import saturates
+from cris_deploy.machine.cpu import saturates, this_cpu
 
 PACKAGE: Final = "onnxruntime"
 DISTRIBUTIONS: Final = ("onnxruntime", "onnxruntime-gpu")
@@ -39,13 +39,17 @@ def installed_devices() -> tuple[Device, ...]:
 
 
 def computes(precision: Precision, device: Device) -> tuple[Compute, ...]:
-    """Give the one arithmetic of a typed graph: what is stored, or can be had of it.
+    """Give the arithmetic of a typed graph, the one `auto` takes first.
 
-    The CUDA provider has no int8 products: it rounds to int8, and multiplies in float32.
+    The CUDA provider has no int8 products: it rounds to int8, and multiplies in float32. On x86 its
+    products of signed bytes are slower than those of float32, with VNNI, too (decision 19).
     """
-    if precision is Precision.INT8 and device is Device.CUDA:
+    if precision is not Precision.INT8:
+        return (Compute(precision.value),)
+    if device is Device.CUDA:
         return (Compute.FP32,)
-    return (Compute(precision.value),)
+    slow = this_cpu().is_x86
+    return (Compute.FP32, Compute.INT8) if slow else (Compute.INT8, Compute.FP32)
 
 
 def create(settings: Settings) -> Runtime:
@@ -72,6 +76,7 @@ class _OnnxRuntime:
             self._settings.threads,
             half=bool(bundle.manifest.types[name].nodes.get(NumberType.FLOAT16)),
             unpack=name is GraphName.TEXT_ENCODER,
+            unround=self._settings.compute is Compute.FP32,
             widen=saturates(bundle.manifest.weight_levels),
         )
 
@@ -85,6 +90,7 @@ class _Session:
     half: the graph is typed float16.
     unpack: weights stored in int8 are float32 from loading on. All of the text encoder's are, since
         every pixel reads its results, and its kernel for int8 weights is six times slower.
+    unround: products are float32, and what rounds between them is taken out.
     widen: int8 products are added in 32 bits at once, slower, where 16 bits would saturate.
     """
 
@@ -95,6 +101,7 @@ class _Session:
         *,
         half: bool = False,
         unpack: bool = False,
+        unround: bool = False,
         widen: bool = False,
     ) -> None:
         onnxruntime = _module()
@@ -107,8 +114,10 @@ class _Session:
         # Where weights alone are int8, products are float32 (level 1); the default, 4, rounds their
         # inputs at run time, too.
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-        if unpack:
+        if unpack or unround:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
+        if unround:
+            options.add_session_config_entry("session.enable_quant_qdq_cleanup", "1")
         if widen:
             options.add_session_config_entry("session.x64quantprecision", "1")
         try:

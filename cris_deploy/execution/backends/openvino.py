@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from cris_deploy.bundle.manifest import GraphName, GraphSpec, Precision, TensorSpec
 from cris_deploy.bundle.reading import WEIGHTS, Bundle
 from cris_deploy.errors import BackendError, EngineTimeoutError, one_line
-from cris_deploy.execution.backends import winograd
+from cris_deploy.execution.backends import unquantised, winograd
 from cris_deploy.execution.backends.interface import (
     CACHE_VARIABLE,
     Compute,
@@ -53,6 +53,8 @@ _HINTS = {
     Compute.INT8: "f32",
     Compute.INT8_BF16: "bf16",
 }
+_UNROUNDED: Final = (Precision.INT8, Compute.FP32)
+"""A bundle's precision and the arithmetic for which its rounding is taken out."""
 
 
 def installed_devices() -> tuple[Device, ...]:
@@ -65,11 +67,14 @@ def computes(precision: Precision, device: Device) -> tuple[Compute, ...]:
     """Give the arithmetic for a stored precision, the one `auto` takes first.
 
     Float16 weights are computed in float32 by default, which can only be closer to the original.
-    Beside int8 layers bfloat16 is the default: its error is a tenth of theirs.
+    Beside int8 layers bfloat16 is the default: its error is a tenth of theirs. Where int8 products
+    are no faster, int8 weights are computed in float32, too (decision 19).
     """
     has_bfloat16 = "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if precision is Precision.INT8:
-        return (Compute.INT8_BF16, Compute.INT8) if has_bfloat16 else (Compute.INT8,)
+        rounded = (Compute.INT8_BF16, Compute.INT8) if has_bfloat16 else (Compute.INT8,)
+        slow = this_cpu().saturates
+        return (Compute.FP32, *rounded) if slow else (*rounded, Compute.FP32)
     return (Compute.FP32, Compute.BF16) if has_bfloat16 else (Compute.FP32,)
 
 
@@ -100,7 +105,8 @@ class _OpenVino:
         self._settings = settings
 
     def load(self, bundle: Bundle, name: GraphName) -> Graph:
-        if saturates(bundle.manifest.weight_levels):
+        unrounded = (bundle.manifest.precision, self._settings.compute) == _UNROUNDED
+        if saturates(bundle.manifest.weight_levels) and not unrounded:
             raise BackendError(
                 f"the int8 weights of bundle {bundle.path} have 8 bits, as earlier versions wrote "
                 f"them: on {this_cpu().name}, a CPU without VNNI, openvino's sums saturate and "
@@ -133,6 +139,8 @@ class _OpenVino:
 
         with loading():
             model = core().read_model(path)
+            if unrounded:
+                unquantised.rewrite(model)
             # A copy shares the weights; files that are replaced later are not read again.
             free = model.clone() if name is GraphName.TEXT_ENCODER else None
             compiled = self._compile(model, spec, 1, config, cache)

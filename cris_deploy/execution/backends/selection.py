@@ -204,7 +204,10 @@ def choose_compute(
     stored: Precision,
     asked: Compute | None,
 ) -> Compute:
-    """Give what is asked for, if this backend has it, or else what it takes first.
+    """Give what is asked for, if this backend has it, or else what is fastest on this processor.
+
+    What that is the backend says, by rule: the first of what it offers. For an int8 bundle it is
+    float32 on processors on which int8 products are slower (decision 19).
 
     Raises BackendError if it cannot compute there, or not in that arithmetic.
     """

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cris_deploy.bundle.manifest import GraphName, Parity, RouteParity
+from cris_deploy.bundle.reading import Bundle
 from cris_deploy.errors import BackendError, one_line
 from cris_deploy.execution.backends import (
     AUTO,
     CACHE_VARIABLE,
     BackendName,
+    Compute,
     Device,
     parse_names,
     status,
@@ -219,11 +221,13 @@ def prove(
             return None
 
     others: list[CheckReport] = []
+    # In the arithmetic that is stored: `auto` may compute int8 in float32, and prove nothing.
+    stored = Compute(Bundle.open(bundle, verify=False).manifest.precision.value)
     with _no_cache():
         taken = must_run(asked) if asked.named else may_run(asked, "what auto takes here")
         required = () if taken is None else (taken,)
-        if taken is None or _place(taken) != REFERENCE:
-            required = (must_run(Asked(*REFERENCE)), *required)
+        if taken is None or (_place(taken), taken.choice.compute) != (REFERENCE, stored):
+            required = (must_run(Asked(*REFERENCE, stored)), *required)
         known = {_place(report) for report in required}
         for place in [] if asked.named else _installed(unproved):
             if place not in known:

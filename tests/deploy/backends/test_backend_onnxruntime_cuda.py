@@ -145,7 +145,8 @@ def test_a_gpu_that_is_not_there(machine, monkeypatch):
 def test_int8_is_float32_on_the_gpu_and_said_to_be():
     """The provider has kernels that round to int8, and none that multiplies in it."""
     assert onnxruntime.computes(Precision.INT8, Device.CUDA) == (Compute.FP32,)
-    assert onnxruntime.computes(Precision.INT8, Device.CPU) == (Compute.INT8,)
+    possible = onnxruntime.computes(Precision.INT8, Device.CPU)
+    assert {*possible} == {Compute.INT8, Compute.FP32}
     assert onnxruntime.computes(Precision.FP16, Device.CUDA) == (Compute.FP16,)
 
 

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -24,6 +25,7 @@ from cris_deploy.execution.backends import (
     tensorrt_rtx,
 )
 from cris_deploy.execution.backends.selection import choose_compute
+from cris_deploy.machine.cpu import Cpu
 from cris_deploy.machine.gpu import Gpu
 from tests.stand_ins.fake_machine import machine, surveyed
 
@@ -133,3 +135,40 @@ def test_int8_products_are_not_promised(machine):
         choose_compute(
             onnxruntime, BackendName.ONNXRUNTIME, Device.CUDA, Precision.INT8, Compute.INT8
         )
+
+
+def a_cpu(*features):
+    return Cpu("a processor", "x86_64", 2, 2, features)
+
+
+AVX2 = a_cpu("AVX2")
+VNNI = a_cpu("AVX2", "AVX-512", "VNNI")
+ARM = Cpu("a processor", "aarch64", 2, 2, ("BF16",))
+OLD = ("FP32", "INT8")
+NEW = ("FP32", "INT8", "BF16")
+
+
+@pytest.mark.parametrize(
+    ("file", "cpu", "capabilities", "taken"),
+    [
+        (openvino, AVX2, OLD, Compute.FP32),  # its int8 is no faster there than its float32
+        (openvino, VNNI, OLD, Compute.INT8),
+        (openvino, VNNI, NEW, Compute.INT8_BF16),
+        (openvino, ARM, OLD, Compute.INT8),
+        (onnxruntime, AVX2, OLD, Compute.FP32),
+        (onnxruntime, VNNI, NEW, Compute.FP32),  # slower in int8 even so
+        (onnxruntime, ARM, OLD, Compute.INT8),
+    ],
+)
+def test_auto_takes_what_is_fastest_on_a_processor(file, cpu, capabilities, taken, monkeypatch):
+    monkeypatch.setattr(file, "this_cpu", lambda: cpu)
+    core = SimpleNamespace(get_property=lambda *_: list(capabilities))
+    monkeypatch.setattr(openvino, "core", lambda: core)
+    name = BackendName(file.PACKAGE)
+
+    def choose(asked):
+        return choose_compute(file, name, Device.CPU, Precision.INT8, asked)
+
+    assert choose(None) is taken
+    assert choose(Compute.INT8) is Compute.INT8  # what is asked for is had
+    assert choose(Compute.FP32) is Compute.FP32
