@@ -179,3 +179,14 @@ def test_nothing_is_nan() -> None:
     # JSON has no NaN; an evaluation without a single expression is an error before this.
     assert not any(math.isnan(value) for value in VAL.metrics.values())
     assert "NaN" not in json.dumps(report().to_json(), allow_nan=False)
+
+
+def test_groups_of_generated_scenes_are_tables_of_their_own() -> None:
+    score = replace(
+        VAL, by_words={"3-4": KindScore(9, 0.5)}, by_size={"below 1%": KindScore(2, 0.125)}
+    )
+    text = describe(report(score))
+    assert "val: 3-4" in text
+    assert "val: below 1%" in text
+    assert "12.50" in text
+    assert "object's share" not in describe(report())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,9 +26,9 @@ from cris_train.data.refer import ReferImage, pick
 from cris_train.data.splits import is_refer, open_splits
 from cris_train.data.target import THRESHOLD
 from cris_train.evaluation.evaluate import Outcome, Segmenter, evaluate
+from cris_train.evaluation.groups import Groups
 from cris_train.evaluation.report import (
     EvalReport,
-    KindScore,
     LeftOut,
     Measured,
     MeasuredKind,
@@ -157,14 +156,13 @@ def _score(
     observe: Callable[[Outcome], object],
     skip_broken: bool,
 ) -> SplitScore:
-    ious: dict[str, list[float]] = defaultdict(list)
+    groups = Groups(kinds)
     measured: set[tuple[Path, int]] = set()
     left_out: list[LeftOut] = []
 
     def note(outcome: Outcome) -> None:
         measured.add((outcome.image.path, outcome.item.ref_id))
-        if outcome.sentence_id in kinds:
-            ious[kinds[outcome.sentence_id]].append(outcome.iou)
+        groups.add(outcome)
         observe(outcome)
 
     def skip(image: ReferImage, error: CrisError) -> None:
@@ -187,7 +185,9 @@ def _score(
         mean_iou=metrics.mean_iou,
         overall_iou=metrics.overall_iou,
         precision=metrics.precision,
-        by_kind={k: KindScore(len(v), sum(v) / len(v)) for k, v in sorted(ious.items())},
+        by_kind=groups.scores(groups.kinds),
+        by_words=groups.scores(groups.words),
+        by_size=groups.scores(groups.sizes),
         left_out=tuple(left_out),
     )
 

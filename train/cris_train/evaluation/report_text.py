@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from cris_deploy.cli.tables import to_markdown
 from cris_train.evaluation.metrics import PRECISION_NAMES
-from cris_train.evaluation.report import Difference, EvalReport, MeasuredKind, paper_score
+from cris_train.evaluation.report import (
+    Difference,
+    EvalReport,
+    KindScore,
+    MeasuredKind,
+    paper_score,
+)
 
 _METRICS = ("mIoU", "oIoU", *PRECISION_NAMES)
 _SHOWN = 20  # left-out pictures that are named; JSON has all
@@ -15,9 +21,15 @@ _SHOWN = 20  # left-out pictures that are named; JSON has all
 def describe(report: EvalReport, differences: Sequence[Difference] = ()) -> str:
     """Tables of all metrics in points of 100, what was measured above, remarks below."""
     parts = [_subject(report), _scores(report)]
-    kinds = _kinds(report)
-    if kinds:
-        parts.append(kinds)
+    parts += [
+        table
+        for table in (
+            _groups("kind of expression", [(s.split, s.by_kind) for s in report.splits]),
+            _groups("words", [(s.split, s.by_words) for s in report.splits]),
+            _groups("object's share of the picture", [(s.split, s.by_size) for s in report.splits]),
+        )
+        if table
+    ]
     paper = paper_score(report)
     if paper is not None:
         parts.append(
@@ -69,13 +81,13 @@ def _scores(report: EvalReport) -> str:
     return to_markdown(head, rows)
 
 
-def _kinds(report: EvalReport) -> str:
+def _groups(title: str, splits: Sequence[tuple[str, Mapping[str, KindScore]]]) -> str:
     rows = [
-        (f"{score.split}: {kind}", f"{value.expressions:,}", f"{100 * value.mean_iou:.2f}")
-        for score in report.splits
-        for kind, value in score.by_kind.items()
+        (f"{split}: {group}", f"{value.expressions:,}", f"{100 * value.mean_iou:.2f}")
+        for split, groups in splits
+        for group, value in groups.items()
     ]
-    return to_markdown(("kind of expression", "expressions", "mIoU"), rows) if rows else ""
+    return to_markdown((title, "expressions", "mIoU"), rows) if rows else ""
 
 
 def _differences(differences: Sequence[Difference]) -> str:
