@@ -14,11 +14,11 @@ from cris_deploy.documents import plain
 from cris_deploy.errors import InputError
 from cris_deploy.files import write_whole
 from cris_train.data.batch import Batch
+from cris_train.data.choose import choose, mix
 from cris_train.data.dataset import read_picture
 from cris_train.data.loader import lost_workers_named
 from cris_train.data.pictures import require_pictures
-from cris_train.data.refer import pick
-from cris_train.data.splits import open_splits
+from cris_train.data.splits import open_split, open_splits
 from cris_train.errors import TrainingError
 from cris_train.evaluation.evaluate import Outcome, evaluate
 from cris_train.evaluation.metrics import MaskMetrics
@@ -30,6 +30,7 @@ from cris_train.run.distributed import Process, joined
 from cris_train.run.learner import Learner, NotFiniteError
 from cris_train.run.logbook import Logbook
 from cris_train.run.recipe import TrainConfig
+from cris_train.run.tracking import open_tracker
 
 RECIPE = "recipe.yaml"
 
@@ -99,8 +100,22 @@ class _Run:
         splits = open_splits(
             root, split_by=config.split_by, images=None if images is None else Path(images)
         )
-        split = pick(splits, config.train_split, root)
-        self.val = pick(splits, config.val_split, root)[: config.val_images or None]
+        chosen = choose(
+            splits,
+            root,
+            train=config.train_split,
+            val=config.val_split,
+            hold_out=config.hold_out,
+            seed=config.seed,
+        )
+        for line in chosen.told:
+            report(line)
+        split = chosen.train
+        if config.keep is not None:
+            old = open_split(config.keep, config.train_split, split_by=config.split_by)
+            split = mix(split, old, config.keep_share, config.seed)
+            report(f"{len(split) - len(chosen.train):,} pictures of {config.keep} are kept")
+        self.val = chosen.val[: config.val_images or None]
         # One that is not there would end the run after its first epoch.
         require_pictures(image.path for image in self.val)
         self.course = Course(config, split, process)
@@ -138,14 +153,18 @@ class _Run:
                 samples_per_step=config.samples_per_step,
                 log_bytes=self.progress.log_bytes,
                 tensorboard=config.tensorboard,
+                tracker=open_tracker(config.track, self.folder, plain(config)),
             )
 
     def to_end(self) -> TrainResult:
         """All steps that are left."""
-        if self.progress.step == self.course.steps:
+        if self.progress.step == self.course.steps or self._out_of_patience():
             self.metrics = self.measure()
         with lost_workers_named(self.config.workers):
             for batch in self.course.batches(self.progress.step):
+                if self._out_of_patience():
+                    self.report(f"no better for {self.progress.stale} validations: the run ends")
+                    break
                 self.step(batch)
         return TrainResult(
             best=self.folder / state.BEST,
@@ -200,6 +219,7 @@ class _Run:
         is_best = iou > progress.best_iou
         progress.cur_iou, progress.precision = iou, shares
         progress.best_iou = max(iou, progress.best_iou)
+        progress.stale = 0 if is_best else progress.stale + 1
         loss = self._log(metrics)
         tiles = self.sheet.taken()
         if self.logbook is not None and tiles:
@@ -227,6 +247,9 @@ class _Run:
             return self.course.ends_epoch(step)
         before, now = ((s * config.samples_per_step) for s in (step - 1, step))
         return now // config.validate_every > before // config.validate_every
+
+    def _out_of_patience(self) -> bool:
+        return 0 < self.config.patience <= self.progress.stale
 
     def _log(self, metrics: MaskMetrics | None) -> float:
         """Write a line; returns the mean loss since the last one."""

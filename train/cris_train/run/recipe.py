@@ -14,9 +14,11 @@ from cris_deploy.documents import Count, Positive, Share, convert
 from cris_deploy.errors import InputError
 from cris_deploy.execution.backends import Compute
 from cris_train.autocast import AUTOCAST
+from cris_train.data.augment import Augment
 from cris_train.data.feed import Draw
 from cris_train.data.target import THRESHOLD, TargetSampling
 from cris_train.model import CrisConfig
+from cris_train.run.tracking import Track
 from cris_train.settings import read_values
 
 _COMPUTES: Final = " or ".join(AUTOCAST)
@@ -70,6 +72,12 @@ class TrainConfig:
         split_by: Who split it: unc, umd or google.
         train_split: Name of the split to learn from.
         val_split: Name of the split to measure on.
+        hold_out: Share of the training pictures to measure on where there is no `val_split`; 0: an
+            error (`data/choose.py`).
+        keep: Folder of the data that the model of `init` knows, to learn on beside the new data so
+            that it is not forgotten; None for none.
+        keep_share: Share of its pictures.
+        augment: How much training pictures change (`data/augment.py`); None for not at all.
         skip_broken: Leave out, and count, training pictures that cannot be used; else an error.
         output: Folder for checkpoints and logs.
         seed: Of initialisation, order, draws and dropout.
@@ -103,12 +111,14 @@ class TrainConfig:
         ema: Decay of an average of the weights, such as 0.999, that is measured and kept as best
             instead of the weights; 0 for none.
         validate_every: Expressions between two validations; 0 for an epoch.
+        patience: Validations without a better mIoU that end the run; 0 for none.
         val_images: Images to validate on; 0 for the whole split.
         threshold: Probability above which a pixel belongs to the mask.
         sheet_tiles: Validation pictures on the sheet of masks; 0 for no sheet.
         save_every: Steps between two saves of last.pth; validation saves, too.
         log_every: Steps between two lines of the log.
         tensorboard: Write event files, too.
+        track: Send the log to Weights & Biases or MLflow, too, where that is installed.
     """
 
     model: CrisConfig = field(default_factory=CrisConfig)
@@ -119,6 +129,10 @@ class TrainConfig:
     split_by: str = "unc"
     train_split: str = "train"
     val_split: str = "val"
+    hold_out: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    keep: str | None = None
+    keep_share: Annotated[float, Meta(gt=0, lt=1)] = 0.25
+    augment: Augment | None = None
     skip_broken: bool = False
     output: str = "runs/cris"
     seed: Count = 0
@@ -148,16 +162,23 @@ class TrainConfig:
     deterministic: bool = False
     ema: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     validate_every: Count = 0
+    patience: Count = 0
     val_images: Count = 0
     threshold: Share = THRESHOLD
     sheet_tiles: Count = 12
     save_every: Positive = 500
     log_every: Positive = 50
     tensorboard: bool = True
+    track: Track = Track.NONE
 
     def __post_init__(self) -> None:
         if self.precision not in AUTOCAST:
             raise InputError(f"precision is {self.precision}, expected {_COMPUTES}")
+        if self.augment is not None and self.cache:
+            raise InputError(
+                "augment and cache exclude each other (a picture that changes is read each time): "
+                "set cache=false, or augment=null"
+            )
         if self.clip is not None and self.init is not None:
             raise InputError("clip and init both give the weights to start from: drop one")
         if self.compile and self.recompute:

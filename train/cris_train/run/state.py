@@ -21,7 +21,7 @@ LAST, BEST = "last.pth", "best.pth"
 # aside.
 FREE = {
     *("data", "images", "output", "device", "workers", "cache", "recompute", "compile"),
-    *("sheet_tiles", "save_every", "log_every", "tensorboard"),
+    *("sheet_tiles", "save_every", "log_every", "tensorboard", "track", "patience", "keep"),
 }
 
 
@@ -38,6 +38,7 @@ class Progress:
         log_bytes: Length of log.csv.
         cur_iou: Newest validation mIoU; NaN before the first.
         precision: Newest precision at IoU thresholds.
+        stale: Validations since the best one.
     """
 
     step: int = 0
@@ -48,6 +49,7 @@ class Progress:
     log_bytes: int = 0
     cur_iou: float = math.nan
     precision: dict[str, float] | None = None
+    stale: int = 0
 
 
 def save_last(folder: Path, learner: Learner, course: Course, progress: Progress) -> None:
