@@ -11,6 +11,7 @@
     traces.py   OpenTelemetry, if it is asked for
     logs.py     one JSON object a line
     haproxy.py  the configuration of a proxy before several workers
+    ray.py      the same application for Ray Serve; ray_options.py what it is asked to do
 
 Needs the extra `serve`; only `cris_deploy/cli/serve.py` and `cris-bench serve` lead here.
 """

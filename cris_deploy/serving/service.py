@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from cris_deploy.batcher import Batcher, BatchLimits
+from cris_deploy.batcher import Batcher
 from cris_deploy.bundle.reading import Bundle
 from cris_deploy.engine import Engine
-from cris_deploy.errors import BundleError, BusyError, CrisError
+from cris_deploy.errors import BackendError, BundleError, BusyError, CrisError
 from cris_deploy.execution.steps import Picture
 from cris_deploy.pixels.mask import mask_from_logits, overlap
 from cris_deploy.results.engine_info import CacheInfo
@@ -35,6 +36,16 @@ _PROBES: Final = 16
 _WARM_WORDS: Final = "the red object on the left"
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Known:
+    """A question for probes: a picture, words, and the mask that they had when it was loaded."""
+
+    picture: Picture
+    words: str
+    mask: NDArray[np.bool_]
+    least_iou: float
+
+
 @dataclass(eq=False)
 class _Loaded:
     """An engine that serves, and what belongs to it; `users` are requests that began with it.
@@ -46,6 +57,7 @@ class _Loaded:
     batcher: Batcher
     images: ImageStore
     counted: CacheInfo
+    known: _Known
     users: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -153,11 +165,15 @@ class Service:
             return await loaded.batcher.segment(picture, expressions, timeout=timeout)
 
     async def infers(self) -> None:
-        """Run the network once, however much is waiting. Raises what an engine raises."""
+        """Ask for a known mask, however much is waiting.
+
+        Raises what an engine raises, and BackendError if it is another mask.
+        """
         async with self._using(bounded=False) as loaded:
-            side = loaded.engine.info.model.input_size
-            gray = Picture(np.full((side, side, 3), 127, np.uint8), side, side)
-            await loaded.batcher.segment(gray, _WARM_WORDS, timeout=self.options.timeout)
+            known, timeout = loaded.known, self.options.timeout
+            found = await loaded.batcher.segment(known.picture, known.words, timeout=timeout)
+            if overlap(found.mask, known.mask).iou < known.least_iou:
+                raise BackendError("the network gives another mask than when it was loaded")
 
     @asynccontextmanager
     async def _using(self, *, bounded: bool = True) -> AsyncIterator[_Loaded]:
@@ -216,18 +232,14 @@ class Service:
             on_stage=lambda stage, seconds, rows: metrics.observe_run(str(stage), seconds, rows),
         )
         try:
-            engine.warm_up(sorted({1, options.batch_images}), sorted({1, 2, options.batch_pairs}))
+            limits = options.batch_limits(engine.info.device, reserved=_PROBES)
+            engine.warm_up(sorted({1, limits.images}), sorted({1, 2, limits.pairs}))
             if options.self_test:
                 self_test(engine, bundle)
+            known = _ask_known(engine, bundle)
         except BaseException:
             engine.close()
             raise
-        limits = BatchLimits(
-            images=options.batch_images,
-            pairs=options.batch_pairs,
-            delay=options.batch_delay,
-            waiting=options.waiting + _PROBES,
-        )
         batcher = Batcher(engine, limits)
         info = engine.info
         _log.info(
@@ -239,7 +251,27 @@ class Service:
         )
         images = ImageStore(options.kept_images, options.kept_seconds)
         # What the warm-up and the self-test looked up is no client's.
-        return _Loaded(engine, batcher, images, engine.cache_info())
+        return _Loaded(engine, batcher, images, engine.cache_info(), known)
+
+
+def _ask_known(engine: Engine, bundle: Bundle) -> _Known:
+    """Segment the bundle's first sample; a gray picture if it has none.
+
+    Alone and in a batch a mask may differ at its rim: by no more than an export may from PyTorch.
+    """
+    parity = bundle.manifest.parity
+    least = 0.0 if parity is None else parity.min_iou
+    if bundle.manifest.samples:
+        sample = bundle.manifest.samples[0]
+        picture = engine.pipeline.prepare(bundle.sample_image(sample))
+        words = sample.expression
+    else:
+        side = engine.info.model.input_size
+        picture, words = Picture(np.full((side, side, 3), 127, np.uint8), side, side), _WARM_WORDS
+    prompts = engine.pipeline.read_expressions(words)
+    scenes = engine.pipeline.encode_pictures([picture])
+    found = Segmentation.of(engine.pipeline.decode_masks(scenes, prompts)[0], prompts[0])
+    return _Known(picture, words, found.mask, least)
 
 
 def self_test(engine: Engine, bundle: Bundle) -> None:

@@ -12,6 +12,21 @@ from cris_train.synthetic.styles import Style
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse and write. Exit 0, or 2 for unusable input."""
+    args = _parser().parse_args(argv)
+
+    def run() -> int:
+        from cris_train.synthetic.refer_files import write_scenes
+
+        counts = {"train": args.train, "val": args.val}
+        asked = {split: count for split, count in counts.items() if count != 0}
+        style = Style(args.style)
+        write_scenes(args.output, asked, args.seed, workers=args.workers, style=style)
+        return 0
+
+    return guarded("cris-scenes", run)
+
+
+def _parser() -> Parser:
     parser = Parser(
         prog="cris-scenes",
         description="Generate referring scenes (shapes, colours, sizes, positions, relations) in "
@@ -32,18 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--style", choices=[*Style], default=Style.PLAIN, help="how they look (plain)"
     )
-    args = parser.parse_args(argv)
-
-    def run() -> int:
-        from cris_train.synthetic.refer_files import write_scenes
-
-        counts = {"train": args.train, "val": args.val}
-        asked = {split: count for split, count in counts.items() if count != 0}
-        style = Style(args.style)
-        write_scenes(args.output, asked, args.seed, workers=args.workers, style=style)
-        return 0
-
-    return guarded("cris-scenes", run)
+    return parser
 
 
 if __name__ == "__main__":

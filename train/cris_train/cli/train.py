@@ -13,35 +13,7 @@ from cris_deploy.errors import InputError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse and train. Exit 0, or 2 for unusable input."""
-    parser = Parser(
-        prog="cris-train",
-        description="Train a CRIS model by a recipe, or fine-tune a checkpoint; on a CPU or a GPU, "
-        "by torchrun on many.",
-        examples=(
-            "cris-train --config train/configs/refcoco_r50.yaml model.word_len=22 --resume",
-            "cris-train --init my_cris.pth --data my_folder --keep data/refcoco",
-            "torchrun --nproc-per-node 8 -m cris_train --config train/configs/refcoco_r50.yaml",
-        ),
-    )
-    add = parser.add_argument
-    add("--config", type=Path, metavar="YAML", help="the recipe; with --init there is a default")
-    add(
-        "--init",
-        type=Path,
-        metavar="FILE",
-        help="fine-tune this checkpoint, which gives the model its shape",
-    )
-    add("--data", type=Path, metavar="DIR", help="with --init: the data set")
-    add(
-        "--keep",
-        type=Path,
-        metavar="DIR",
-        help="with --init: data that the checkpoint knows, to mix in so that it is not forgotten",
-    )
-    add("--output", type=Path, metavar="DIR", help="with --init: folder of the run (runs/tuned)")
-    add("--resume", action="store_true", help="go on where the run in `output` left off")
-    add("overrides", nargs="*", metavar="key=value", help="such as seed=1 model.word_len=22")
-    args = parser.parse_intermixed_args(argv)
+    args = _parser().parse_intermixed_args(argv)
     return guarded("cris-train", lambda: _tune(args) if args.init is not None else _train(args))
 
 
@@ -80,6 +52,38 @@ def _report(line: str) -> None:
 
     tqdm.write(line)  # above the progress bar
     sys.stdout.flush()
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="cris-train",
+        description="Train a CRIS model by a recipe, or fine-tune a checkpoint; on a CPU or a GPU, "
+        "by torchrun on many.",
+        examples=(
+            "cris-train --config train/configs/refcoco_r50.yaml model.word_len=22 --resume",
+            "cris-train --init my_cris.pth --data my_folder",
+            "torchrun --nproc-per-node 8 -m cris_train --config train/configs/refcoco_r50.yaml",
+        ),
+    )
+    add = parser.add_argument
+    add("--config", type=Path, metavar="YAML", help="the recipe; with --init there is a default")
+    add(
+        "--init",
+        type=Path,
+        metavar="FILE",
+        help="fine-tune this checkpoint, which gives the model its shape",
+    )
+    add("--data", type=Path, metavar="DIR", help="with --init: the data set")
+    add(
+        "--keep",
+        type=Path,
+        metavar="DIR",
+        help="with --init: data that the checkpoint knows, to mix in so that it is not forgotten",
+    )
+    add("--output", type=Path, metavar="DIR", help="with --init: folder of the run (runs/tuned)")
+    add("--resume", action="store_true", help="go on where the run in `output` left off")
+    add("overrides", nargs="*", metavar="key=value", help="such as seed=1 model.word_len=22")
+    return parser
 
 
 if __name__ == "__main__":

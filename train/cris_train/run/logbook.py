@@ -14,7 +14,6 @@ from tqdm import tqdm
 from cris_train.errors import TrainingError
 from cris_train.evaluation.metrics import PRECISION_NAMES, MaskMetrics
 from cris_train.evaluation.sheet import Tile, picture_sheet, write_sheet
-from cris_train.run.tracking import Tracker
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -52,7 +51,6 @@ class Logbook:
         samples_per_step: int,
         log_bytes: int,
         tensorboard: bool,
-        tracker: Tracker | None = None,
     ) -> None:
         """`step` steps are done, and log.csv had `log_bytes` bytes then.
 
@@ -60,7 +58,7 @@ class Logbook:
             TrainingError: log.csv is shorter than it was, or cannot be written; TensorBoard is
                 asked for and not installed.
         """
-        self._folder, self._each, self._tracker = folder, samples_per_step, tracker
+        self._folder, self._each = folder, samples_per_step
         path = folder / LOG
         try:
             self._log = path.open("a+", newline="", encoding="utf-8")
@@ -119,17 +117,12 @@ class Logbook:
             **{name: f"{value:.6g}" for name, value in measured.items()},
         }
         self._append([values.get(name, "") for name in LOG_COLUMNS])
-        scalars = {
-            "train/loss": loss,
-            "train/learning_rate": rate,
-            "train/samples_per_second": speed,
-            **{f"val/{name}": value for name, value in measured.items()},
-        }
         if self._events is not None:
-            for name, value in scalars.items():
-                self._events.add_scalar(name, value, step)
-        if self._tracker is not None:
-            self._tracker.log(scalars, step)
+            self._events.add_scalar("train/loss", loss, step)
+            self._events.add_scalar("train/learning_rate", rate, step)
+            self._events.add_scalar("train/samples_per_second", speed, step)
+            for name, value in measured.items():
+                self._events.add_scalar(f"val/{name}", value, step)
 
     def sheet(self, tiles: Sequence[Tile], step: int, title: str) -> None:
         """A sheet of validation masks, as PNG and for TensorBoard."""
@@ -161,8 +154,6 @@ class Logbook:
         if self._events is not None:
             self._events.close()
         self._log.close()
-        if self._tracker is not None:
-            self._tracker.close()
 
     def _append(self, values: Sequence[str]) -> None:
         try:
