@@ -25,7 +25,7 @@ def _train(args: argparse.Namespace) -> int:
         raise InputError(
             "give a recipe (--config YAML), or a checkpoint to fine-tune (--init FILE)"
         )
-    for name in ("data", "keep", "output"):
+    for name in ("data", "output"):
         if (value := getattr(args, name)) is not None:
             raise InputError(f"--{name} goes with --init: with --config write {name}={value}")
     result = train(read_config(args.config, args.overrides), _report, resume=args.resume)
@@ -38,8 +38,7 @@ def _train(args: argparse.Namespace) -> int:
 def _tune(args: argparse.Namespace) -> int:
     from cris_train.run.tune import read_tuning, shown, tune
 
-    folders = {name: getattr(args, name) for name in ("data", "keep", "output")}
-    config = read_tuning(args.init, args.config, args.overrides, **folders)
+    config = read_tuning(args.init, args.config, args.overrides, data=args.data, output=args.output)
     tuned = tune(config, _report, resume=args.resume)
     if tuned is not None:
         _report(f"{tuned.checkpoint} after {tuned.seconds / 60:.1f} min; to export it:")
@@ -74,12 +73,6 @@ def _parser() -> Parser:
         help="fine-tune this checkpoint, which gives the model its shape",
     )
     add("--data", type=Path, metavar="DIR", help="with --init: the data set")
-    add(
-        "--keep",
-        type=Path,
-        metavar="DIR",
-        help="with --init: data that the checkpoint knows, to mix in so that it is not forgotten",
-    )
     add("--output", type=Path, metavar="DIR", help="with --init: folder of the run (runs/tuned)")
     add("--resume", action="store_true", help="go on where the run in `output` left off")
     add("overrides", nargs="*", metavar="key=value", help="such as seed=1 model.word_len=22")

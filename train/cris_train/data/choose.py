@@ -6,8 +6,8 @@ nothing. Which ones is a function of the seed and the order in the data set.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -17,8 +17,8 @@ from cris_deploy.errors import DataError
 from cris_train.data.refer import ReferImage, pick
 
 Split: TypeAlias = tuple[ReferImage, ...]
-# Streams of the seed besides those of order and draws, which start with an epoch (`rows.py`).
-_HELD_OUT, _KEPT = 2**32, 2**32 + 1
+# A stream of the seed besides those of order and draws, which start with an epoch (`rows.py`).
+_HELD_OUT = 2**32
 
 
 @dataclass(frozen=True)
@@ -79,21 +79,3 @@ def choose(
         tuple(image for number, image in enumerate(split) if number in out),
         tuple(told),
     )
-
-
-def mix(new: Sequence[ReferImage], old: Sequence[ReferImage], share: float, seed: int) -> Split:
-    """The new pictures, and as many of the old ones that these are `share` of all.
-
-    Fewer where there are not so many. Objects of old pictures get numbers of their own.
-    """
-    wanted = min(len(old), round(len(new) * share / (1.0 - share)))
-    order = np.random.default_rng([seed, _KEPT]).permutation(len(old))[:wanted]
-    free = 1 + max(item.ref_id for image in new for item in image.objects)
-    kept = []
-    for number in sorted(order.tolist()):
-        objects = [
-            replace(item, ref_id=free + place) for place, item in enumerate(old[number].objects)
-        ]
-        free += len(objects)
-        kept.append(replace(old[number], objects=tuple(objects)))
-    return (*new, *kept)

@@ -15,10 +15,10 @@ from cris_deploy.documents import plain
 from cris_deploy.errors import CrisError, DataError, ImageError, InputError
 from cris_deploy.files import write_whole
 from cris_train.data.batch import Batch
-from cris_train.data.choose import choose, mix
+from cris_train.data.choose import choose
 from cris_train.data.loader import lost_workers_named
 from cris_train.data.pictures import require_pictures
-from cris_train.data.splits import open_split, open_splits
+from cris_train.data.splits import open_splits
 from cris_train.errors import ReaderError, TrainingError
 from cris_train.evaluation.metrics import MaskMetrics
 from cris_train.run import state
@@ -109,10 +109,6 @@ class _Run:
         for line in chosen.told:
             report(line)
         split = chosen.train
-        if config.keep is not None:
-            old = open_split(config.keep, config.train_split, split_by=config.split_by)
-            split = mix(split, old, config.keep_share, config.seed)
-            report(f"{len(split) - len(chosen.train):,} pictures of {config.keep} are kept")
         self.val = chosen.val[: config.val_images or None]
         if not config.skip_broken:  # one that is not there would end the run after its first epoch
             require_pictures(image.path for image in self.val)

@@ -78,9 +78,6 @@ class TrainConfig:
         val_split: Name of the split to measure on.
         hold_out: Share of the training pictures to measure on where there is no `val_split`; 0: an
             error (`data/choose.py`).
-        keep: Folder of the data that the model of `init` knows, to learn on beside the new data so
-            that it is not forgotten; None for none.
-        keep_share: Share of its pictures.
         augment: How much training pictures change (`data/augment.py`); None for not at all.
         skip_broken: Leave out, and count, unusable pictures of either split; else an error.
         output: Folder for checkpoints and logs.
@@ -135,8 +132,6 @@ class TrainConfig:
     train_split: str = "train"
     val_split: str = "val"
     hold_out: Annotated[float, Meta(ge=0, lt=1)] = 0.0
-    keep: str | None = None
-    keep_share: Annotated[float, Meta(gt=0, lt=1)] = 0.25
     augment: Augment | None = None
     skip_broken: bool = False
     output: str = "runs/cris"

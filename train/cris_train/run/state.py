@@ -22,10 +22,10 @@ LAST, BEST = "last.pth", "best.pth"
 # aside.
 FREE = {
     *("data", "images", "output", "device", "workers", "cache", "recompute", "compile"),
-    *("sheet_tiles", "save_every", "log_every", "tensorboard", "patience", "keep"),
+    *("sheet_tiles", "save_every", "log_every", "tensorboard"),
     # These change them from here on, which a person may want of a run that is under way; `epochs`
     # may rise.
-    *("skip_broken", "validate_every", "epochs"),
+    *("skip_broken", "validate_every", "epochs", "patience"),
 }
 
 

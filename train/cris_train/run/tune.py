@@ -19,7 +19,7 @@ from typing import Any, Final
 import torch
 
 from cris_deploy.documents import convert, plain
-from cris_deploy.errors import InputError
+from cris_deploy.errors import CrisError, InputError
 from cris_deploy.files import write_whole
 from cris_train import checkpoint
 from cris_train.checkpoint import Checkpoint
@@ -30,14 +30,15 @@ from cris_train.evaluation.evaluate import evaluate
 from cris_train.evaluation.metrics import MaskMetrics
 from cris_train.evaluation.segmenters import TorchSegmenter
 from cris_train.run.loop import train
+from cris_train.run.published import published
 from cris_train.run.recipe import DeviceChoice, TrainConfig
 from cris_train.settings import read_values
 
 TUNED, PAIRS = "tuned.pth", "validation.jsonl"
 # Shares of the way from the old weights to the new ones that are measured.
 SHARES: Final = (0.4, 0.6, 0.8, 1.0)
-# The least of them is taken that costs no more than this of the best mIoU.
-COST: Final = 0.01
+# The least of them is taken that has this much of what the best of them gains.
+WORTH: Final = 0.9
 MOST_PAIRS: Final = 100
 # Of a model's shape, what is not in its weights.
 _FREE: Final = ("input_size", "word_len", "dropout")
@@ -68,7 +69,8 @@ def read_tuning(
     init: Path,
     recipe: Path | None = None,
     overrides: Sequence[str] = (),
-    **folders: Path | None,
+    data: Path | None = None,
+    output: Path | None = None,
 ) -> TrainConfig:
     """The recipe of a fine-tuning run.
 
@@ -77,7 +79,8 @@ def read_tuning(
         recipe: A YAML file in place of the one that comes with the package.
         overrides: `key=value`; of the model only what is not in its weights: `model.input_size`,
             `model.word_len` (which checkpoints of the reference do not say), `model.dropout`.
-        **folders: data, keep and output, in place of the recipe's where they are given.
+        data: Folder of the data set, in place of the recipe's where it is given.
+        output: Folder of the run, likewise.
 
     Raises:
         InputError: the recipe is unusable, or asks for another shape than the checkpoint's.
@@ -88,11 +91,16 @@ def read_tuning(
     else:
         with as_file(files("cris_train.run") / "tune.yaml") as packaged:
             values = read_values(packaged, overrides)
-    values |= {name: str(path) for name, path in folders.items() if path is not None}
+    for name, path in (("data", data), ("output", output)):
+        if path is not None:
+            values[name] = str(path)
     if "data" not in values:
         raise InputError("--init needs --data DIR: a folder of pictures, masks and expressions")
     if values.get("lessons") and "epochs" in values:
         raise InputError("epochs and lessons both say how long: with epochs=N set lessons=[], too")
+    named = values.pop("recipe", None)
+    if named is not None:
+        values = {**published(named), **values}
     values["init"], values["clip"] = str(init), None
     values["model"] = _shape(checkpoint.load(init), values.get("model"))
     where = " ".join(("the recipe", "with", *overrides)) if overrides else "the recipe"
@@ -134,12 +142,13 @@ def tune(
     if not result.writes:
         return None
     folder = Path(config.output)
-    val = _validation(config)
+    val, broken = _validation(config), set[Path]()
     old = replace(checkpoint.load(config.init), config=config.model)
     new = checkpoint.load(result.best)
-    before = _measure(old, val, config)
-    scores = {share: _measure(blend(old, new, share), val, config) for share in SHARES}
-    share = least_share({share: score.mean_iou for share, score in scores.items()})
+    before = _measure(old, val, config, broken)
+    val = [image for image in val if image.path not in broken]
+    scores = {share: _measure(blend(old, new, share), val, config, broken) for share in SHARES}
+    share = least_share(before.mean_iou, {at: score.mean_iou for at, score in scores.items()})
     chosen = scores[share]
     path = checkpoint.save(
         folder / TUNED,
@@ -178,10 +187,14 @@ def blend(old: Checkpoint, new: Checkpoint, share: float) -> Checkpoint:
     return replace(new, state_dict=state)
 
 
-def least_share(scores: Mapping[float, float]) -> float:
-    """The least share whose mIoU is within `COST` of the best: what is not needed is not moved."""
+def least_share(before: float, scores: Mapping[float, float]) -> float:
+    """The least share whose mIoU has `WORTH` of the best gain: what is not needed is not moved.
+
+    Where nothing is gained, the one that loses least.
+    """
     best = max(scores.values())
-    return min(share for share, score in scores.items() if score >= best - COST)
+    enough = best if best <= before else before + WORTH * (best - before)
+    return min(share for share, score in scores.items() if score >= enough)
 
 
 def write_pairs(path: Path, images: Sequence[ReferImage]) -> Path:
@@ -237,10 +250,17 @@ def _validation(config: TrainConfig) -> Sequence[ReferImage]:
     return chosen.val[: config.val_images or None]
 
 
-def _measure(weights: Checkpoint, val: Sequence[ReferImage], config: TrainConfig) -> MaskMetrics:
+def _measure(
+    weights: Checkpoint, val: Sequence[ReferImage], config: TrainConfig, broken: set[Path]
+) -> MaskMetrics:
+    """Metrics; with `skip_broken` what cannot be used is left out and added to `broken`."""
     on_gpu = config.device is not DeviceChoice.CPU and torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
     segmenter = TorchSegmenter(
         checkpoint.build(weights).to(device), threshold=config.threshold, device=device
     )
-    return evaluate(segmenter, val)
+
+    def skip(image: ReferImage, error: CrisError) -> None:
+        broken.add(image.path)
+
+    return evaluate(segmenter, val, skip=skip if config.skip_broken else None)
