@@ -26,7 +26,8 @@ from cris_export.plans.options import NO_PLANS, PlanKind, PlanOptions
 from cris_export.proof.samples import PACKAGED
 from cris_train import checkpoint as checkpoints
 from cris_train.checkpoint import Checkpoint
-from cris_train.model import TABLE_1, Cris, CrisConfig
+from cris_train.evaluation.paper import fps_of
+from cris_train.model import Cris, CrisConfig
 
 RANDOM = "random"
 _BUNDLE: Final = "model.bundle"
@@ -162,7 +163,7 @@ def random_model() -> Cris:
 
 def paper_fps(config: CrisConfig) -> float | None:
     """CRIS, Table 1, on a V100: the row of this model; None if it has none."""
-    return next((row.fps for row in TABLE_1 if row.config == config), None)
+    return fps_of(config)
 
 
 def parity_of(manifest: Manifest, *, waived: bool = False) -> Parity:

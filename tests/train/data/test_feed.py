@@ -96,9 +96,14 @@ class TestExactness:
 
 def test_a_worker_has_one_thread_of_opencv(split: tuple[ReferImage, ...]) -> None:
     class Counting(ReferData):
-        def sample(self, index: int, said: Sequence[tuple[int, int]]) -> Sample:
+        def sample(
+            self,
+            index: int,
+            said: Sequence[tuple[int, int]],
+            rng: np.random.Generator | None = None,
+        ) -> Sample:
             name = str(cv2.getNumThreads())
-            return dataclasses.replace(super().sample(index, said), name=name)
+            return dataclasses.replace(super().sample(index, said, rng), name=name)
 
     data = Counting(split, CONFIG, cache=False)
     feed = Feed(data, dataclasses.replace(IMAGES, workers=1))

@@ -11,7 +11,6 @@ from cris_deploy.documents import to_json
 from cris_deploy.errors import InputError
 from cris_deploy.files import write_whole
 from cris_train.evaluation.report import (
-    PAPER_VAL,
     EvalReport,
     KindScore,
     LeftOut,
@@ -19,7 +18,6 @@ from cris_train.evaluation.report import (
     MeasuredKind,
     SplitScore,
     compare,
-    paper_score,
     read_report,
 )
 from cris_train.evaluation.report_text import describe, markdown
@@ -123,32 +121,6 @@ def test_differences_of_unlike_things_are_marked() -> None:
     assert found.note in describe(report(), (found,))
     with pytest.raises(InputError, match="has other splits: testB"):
         compare(report(), report(replace(VAL, split="testB")))
-
-
-@pytest.mark.parametrize(
-    ("data", "split_by", "rn50", "rn101"),
-    [
-        ("refcoco", "unc", "69.52", "70.47"),
-        ("refcoco+", "unc", "61.39", "62.27"),
-        ("RefCOCOg", "umd", "59.35", "59.87"),
-    ],
-)
-def test_the_paper_beside_ours(data: str, split_by: str, rn50: str, rn101: str) -> None:
-    text = describe(report(data=data, split_by=split_by))
-    assert f"{rn50} (RN50), {rn101} (RN101)" in text
-
-
-def test_no_paper_where_it_has_no_number() -> None:
-    assert len(PAPER_VAL) == 3
-    assert paper_score(report()) is not None
-    for other in (
-        report(data="scenes"),
-        report(data="refcocog", split_by="google"),
-        report(replace(VAL, split="testA")),
-        report(limit=3),
-    ):
-        assert paper_score(other) is None
-        assert "paper" not in describe(other)
 
 
 def test_what_a_reader_sees() -> None:

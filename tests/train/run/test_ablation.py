@@ -10,7 +10,8 @@ import pytest
 from cris_deploy.documents import plain
 from cris_deploy.errors import CrisError, InputError
 from cris_train import checkpoint
-from cris_train.model import TABLE_1, CrisConfig
+from cris_train.evaluation.paper import TABLE_1
+from cris_train.model import CrisConfig
 from cris_train.run.ablation import CORNERS, Corner, corner_config, main
 from cris_train.run.recipe import read_config
 from cris_train.synthetic.refer_files import write_scenes

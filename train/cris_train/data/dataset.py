@@ -12,6 +12,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from cris_deploy.errors import DataError
 from cris_deploy.pixels import image as images
 from cris_deploy.words.cleaning import clean
+from cris_train.data.augment import Augment, augmented
 from cris_train.data.batch import Sample
 from cris_train.data.refer import ReferImage, ReferObject
 from cris_train.data.target import TargetSampling, mask_target
@@ -26,6 +27,7 @@ class ReferData:
         config: The model that the data is prepared for (input size, word length).
         sampling: How masks become targets.
         cache: Whether pictures and targets are kept, as uint8, once they have been read.
+        augment: How much pictures change each time they are read; None for not at all.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class ReferData:
         max_words: int | None = None,
         sampling: TargetSampling = TargetSampling.COVERAGE,
         cache: bool = True,
+        augment: Augment | None = None,
     ) -> None:
         """`max_words` leaves longer expressions out (None keeps all).
 
@@ -51,6 +54,7 @@ class ReferData:
         self.config = config
         self.cache = cache
         self.sampling = sampling
+        self.augment = augment
         self._tokenizer = SimpleTokenizer()
         self._tokens: dict[str, npt.NDArray[np.int64]] = {}
         self._squares: dict[int, npt.NDArray[np.uint8]] = {}
@@ -101,12 +105,18 @@ class ReferData:
                 self._targets[item.ref_id] = known
         return known
 
-    def sample(self, index: int, said: Sequence[tuple[int, int]]) -> Sample:
+    def sample(
+        self,
+        index: int,
+        said: Sequence[tuple[int, int]],
+        rng: np.random.Generator | None = None,
+    ) -> Sample:
         """Picture `index` with k of its expressions.
 
         Args:
             index: Of `images`.
             said: (object of the picture, expression of that object), k times.
+            rng: What `augment` draws from; None leaves the picture as it is.
 
         Raises:
             ImageError: the picture cannot be read.
@@ -114,12 +124,23 @@ class ReferData:
         """
         image = self.images[index]
         items = [image.objects[which] for which, _ in said]
-        tokens = [
-            self.tokens(item.expressions[number])
-            for item, (_, number) in zip(items, said, strict=True)
-        ]
+        words = [item.expressions[number] for item, (_, number) in zip(items, said, strict=True)]
+        if self.augment is not None and rng is not None:
+            changed = augmented(
+                read_picture(image),
+                [image.mask(item) for item in items],
+                words,
+                size=self.config.input_size,
+                sampling=self.sampling,
+                augment=self.augment,
+                rng=rng,
+            )
+            bytes_ = np.rint(changed.targets * 255).astype(np.uint8)
+            tokens = np.stack([self.tokens(one) for one in changed.said])
+            return Sample(changed.square, tokens, bytes_, image.path.name)
+        tokens = np.stack([self.tokens(one) for one in words])
         targets = [self.target(image, item) for item in items]
-        return Sample(self.square(index), np.stack(tokens), np.stack(targets), image.path.name)
+        return Sample(self.square(index), tokens, np.stack(targets), image.path.name)
 
 
 def read_picture(image: ReferImage) -> npt.NDArray[np.uint8]:

@@ -72,7 +72,8 @@ class Rows(Dataset[Row]):
         while True:
             picture, said = self._draw(entry, rng)
             try:
-                return Row(self._data.sample(picture, said), None, tuple(broken))
+                changes = augmenter(self._plan.seed, request.epoch, request.position)
+                return Row(self._data.sample(picture, said, changes), None, tuple(broken))
             except (ImageError, DataError) as error:
                 if not self._plan.skip_broken:
                     return Row(None, error, ())
@@ -110,6 +111,11 @@ def gather(rows: Sequence[Row]) -> Part:
 def generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
     """Stream 0 orders an epoch, stream 1 + position draws for that position."""
     return np.random.default_rng([seed, epoch, stream])
+
+
+def augmenter(seed: int, epoch: int, position: int) -> np.random.Generator:
+    """What augmentation draws from: apart from the draws, which stay the same with and without."""
+    return np.random.default_rng([seed, epoch, position + 1, 1])
 
 
 def one_cv2_thread() -> None:

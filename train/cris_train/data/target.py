@@ -38,11 +38,19 @@ class TargetSampling(Enum):
 
 
 def mask_target(
-    mask: npt.NDArray[np.bool_], size: int, sampling: TargetSampling
+    mask: npt.NDArray[np.bool_],
+    size: int,
+    sampling: TargetSampling,
+    matrix: npt.NDArray[np.float64] | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Letterbox a mask (H, W) bool and sample it to (size/4, size/4) float32, 0 to 1."""
-    height, width = mask.shape
-    matrix, cells = images.Letterbox(height, width, size).matrix, size // 4
+    """Letterbox a mask (H, W) bool and sample it to (size/4, size/4) float32, 0 to 1.
+
+    `matrix`, (2, 3), takes it to the square in place of the letterbox's.
+    """
+    cells = size // 4
+    if matrix is None:
+        height, width = mask.shape
+        matrix = images.Letterbox(height, width, size).matrix
     if sampling is not TargetSampling.COVERAGE:
         # Straight to the cells: a quarter of the map is exact, so these are every fourth pixel.
         pixels = _warp(mask, matrix / 4, cells)

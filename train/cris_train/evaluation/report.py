@@ -228,29 +228,3 @@ def _note(
     )
     differing = [f"{name} {mine} and {theirs}" for name, mine, theirs in pairs if mine != theirs]
     return f"not like with like: {'; '.join(differing)}" if differing else None
-
-
-@dataclass(frozen=True)
-class PaperScore:
-    """mIoU of the paper's models on a validation split, in points of 100."""
-
-    data: str
-    split_by: str
-    rn50: float
-    rn101: float
-
-
-# CRIS (CVPR 2022); "IoU" there is the mean over expressions. Folders are named as REFER's.
-PAPER_VAL: Final = (
-    PaperScore("refcoco", "unc", 69.52, 70.47),
-    PaperScore("refcoco+", "unc", 61.39, 62.27),
-    PaperScore("refcocog", "umd", 59.35, 59.87),
-)
-
-
-def paper_score(report: EvalReport) -> PaperScore | None:
-    """The paper's number for this data set; None if it has none, or only a part was measured."""
-    if report.limit or all(score.split != "val" for score in report.splits):
-        return None
-    key = (report.data.lower(), report.split_by)
-    return next((row for row in PAPER_VAL if (row.data, row.split_by) == key), None)

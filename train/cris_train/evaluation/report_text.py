@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 
 from cris_deploy.cli.tables import to_markdown
 from cris_train.evaluation.metrics import PRECISION_NAMES
+from cris_train.evaluation.paper import TABLE_2, ablation_row
 from cris_train.evaluation.report import (
     Difference,
     EvalReport,
     KindScore,
     MeasuredKind,
-    paper_score,
+    SplitScore,
 )
 
 _METRICS = ("mIoU", "oIoU", *PRECISION_NAMES)
@@ -30,12 +31,7 @@ def describe(report: EvalReport, differences: Sequence[Difference] = ()) -> str:
         )
         if table
     ]
-    paper = paper_score(report)
-    if paper is not None:
-        parts.append(
-            f"The paper's mIoU on {paper.data} val: {paper.rn50:.2f} (RN50), {paper.rn101:.2f} "
-            f"(RN101)."
-        )
+    parts += _beside(report)
     if differences:
         parts.append(_differences(differences))
     left_out = _left_out(report)
@@ -88,6 +84,49 @@ def _groups(title: str, splits: Sequence[tuple[str, Mapping[str, KindScore]]]) -
         for group, value in groups.items()
     ]
     return to_markdown((title, "expressions", "mIoU"), rows) if rows else ""
+
+
+def _beside(report: EvalReport) -> list[str]:
+    """The paper's rows for what was measured whole: Table 2's methods, Table 1's same model."""
+    data = (report.data.lower(), report.split_by)
+    scores = {score.split: score for score in report.splits}
+    rows = [
+        (
+            row.method + ("*" if row.refined else ""),
+            row.backbone,
+            *(_points(row.mean_iou(data, split)) for split in scores),
+        )
+        for row in TABLE_2
+        if any(row.mean_iou(data, split) is not None for split in scores)
+    ]
+    if report.limit or not rows:
+        return []
+    what = report.measured
+    ours = (what.name, what.architecture, *(_points(100 * s.mean_iou) for s in scores.values()))
+    head = ("mIoU, the paper's Table 2 (*: post-processed)", "backbone", *scores)
+    parts = [to_markdown(head, [*rows, ours])]
+    same = ablation_row(
+        data,
+        architecture=what.architecture,
+        input_size=what.input_size,
+        contrastive=what.contrastive,
+        decoder_layers=what.decoder_layers,
+    )
+    if same is not None and "val" in scores:
+        columns = ("mIoU", *PRECISION_NAMES)
+        head = ("val, the paper's Table 1, same model", *columns)
+        pairs = (("the paper", same.metrics), (what.name, _in_points(scores["val"])))
+        lines = [(name, *(_points(values[c]) for c in columns)) for name, values in pairs]
+        parts.append(to_markdown(head, lines))
+    return parts
+
+
+def _in_points(score: SplitScore) -> dict[str, float]:
+    return {name: 100 * value for name, value in score.metrics.items()}
+
+
+def _points(score: float | None) -> str:
+    return "-" if score is None else f"{score:.2f}"
 
 
 def _differences(differences: Sequence[Difference]) -> str:

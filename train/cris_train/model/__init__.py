@@ -3,7 +3,7 @@
 Importing this package imports torch and open_clip; the runtime (`cris_deploy`) never does.
 """
 
-from cris_train.model.config import TABLE_1, CrisConfig, Table1Row
+from cris_train.model.config import CrisConfig
 from cris_train.model.cris import Cris
 
-__all__ = ["TABLE_1", "Cris", "CrisConfig", "Table1Row"]
+__all__ = ["Cris", "CrisConfig"]

@@ -198,33 +198,6 @@ class CrisConfig:
             raise CheckpointError(f"the shapes are not those of a CRIS model: {error}") from error
 
 
-@dataclass(frozen=True)
-class Table1Row:
-    """One row of the paper's Table 1 (RN50, V100, batch 1)."""
-
-    contrastive: bool
-    decoder_layers: int
-    parameters_millions: float
-    fps: float
-
-    @property
-    def config(self) -> CrisConfig:
-        """The RN50 model of this row."""
-        return CrisConfig.rn50(contrastive=self.contrastive, decoder_layers=self.decoder_layers)
-
-
-# CRIS, Table 1: the ablation of contrastive head and decoder depth.
-TABLE_1 = (
-    Table1Row(contrastive=False, decoder_layers=0, parameters_millions=131.86, fps=27.30),
-    Table1Row(contrastive=True, decoder_layers=0, parameters_millions=134.22, fps=25.79),
-    Table1Row(contrastive=False, decoder_layers=1, parameters_millions=136.07, fps=23.02),
-    Table1Row(contrastive=True, decoder_layers=1, parameters_millions=138.43, fps=22.64),
-    Table1Row(contrastive=True, decoder_layers=2, parameters_millions=142.64, fps=20.68),
-    Table1Row(contrastive=True, decoder_layers=3, parameters_millions=146.85, fps=19.22),
-    Table1Row(contrastive=True, decoder_layers=4, parameters_millions=151.06, fps=18.26),
-)
-
-
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 

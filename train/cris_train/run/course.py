@@ -131,6 +131,7 @@ def _feed(
         max_words=words,
         sampling=config.target,
         cache=config.cache,
+        augment=config.augment,
     )
     plan = FeedPlan(
         draw=config.draw,

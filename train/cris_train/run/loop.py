@@ -15,9 +15,9 @@ from cris_deploy.documents import plain
 from cris_deploy.errors import CrisError, DataError, ImageError, InputError
 from cris_deploy.files import write_whole
 from cris_train.data.batch import Batch
+from cris_train.data.choose import choose
 from cris_train.data.loader import lost_workers_named
 from cris_train.data.pictures import require_pictures
-from cris_train.data.refer import pick
 from cris_train.data.splits import open_splits
 from cris_train.errors import ReaderError, TrainingError
 from cris_train.evaluation.metrics import MaskMetrics
@@ -98,8 +98,18 @@ class _Run:
         splits = open_splits(
             root, split_by=config.split_by, images=None if images is None else Path(images)
         )
-        split = pick(splits, config.train_split, root)
-        self.val = pick(splits, config.val_split, root)[: config.val_images or None]
+        chosen = choose(
+            splits,
+            root,
+            train=config.train_split,
+            val=config.val_split,
+            hold_out=config.hold_out,
+            seed=config.seed,
+        )
+        for line in chosen.told:
+            report(line)
+        split = chosen.train
+        self.val = chosen.val[: config.val_images or None]
         if not config.skip_broken:  # one that is not there would end the run after its first epoch
             require_pictures(image.path for image in self.val)
         self.course = Course(config, split, process)
@@ -143,10 +153,13 @@ class _Run:
         """All steps that are left."""
         if self.progress.owed:
             self._validate()
-        elif self.progress.step == self.course.steps:
+        elif self.progress.step == self.course.steps or self._out_of_patience():
             self.metrics = self.validation.measure(self.learner)
         with lost_workers_named(self.config.workers):
             for batch in self._batches():
+                if self._out_of_patience():
+                    self.report(f"no better for {self.progress.stale} validations: the run ends")
+                    break
                 self.step(batch)
         return TrainResult(
             best=self.folder / state.BEST,
@@ -228,6 +241,7 @@ class _Run:
         is_best = iou > progress.best_iou
         progress.cur_iou, progress.precision = iou, shares
         progress.best_iou = max(iou, progress.best_iou)
+        progress.stale = 0 if is_best else progress.stale + 1
         loss = self._log(metrics)
         tiles = self.validation.tiles()
         if self.logbook is not None and tiles:
@@ -255,6 +269,9 @@ class _Run:
             return self.course.ends_epoch(step)
         before, now = ((s * config.samples_per_step) for s in (step - 1, step))
         return now // config.validate_every > before // config.validate_every
+
+    def _out_of_patience(self) -> bool:
+        return 0 < self.config.patience <= self.progress.stale
 
     def _log(self, metrics: MaskMetrics | None) -> float:
         """Write a line; returns the mean loss since the last one, NaN if there was none."""

@@ -18,6 +18,7 @@ from cris_deploy.documents import Count, Positive, Share, convert
 from cris_deploy.errors import InputError
 from cris_deploy.execution.backends import Compute
 from cris_train.autocast import AUTOCAST
+from cris_train.data.augment import Augment
 from cris_train.data.feed import Draw
 from cris_train.data.target import THRESHOLD, TargetSampling
 from cris_train.model import CrisConfig
@@ -75,6 +76,9 @@ class TrainConfig:
         split_by: Who split it: unc, umd or google.
         train_split: Name of the split to learn from.
         val_split: Name of the split to measure on.
+        hold_out: Share of the training pictures to measure on where there is no `val_split`; 0: an
+            error (`data/choose.py`).
+        augment: How much training pictures change (`data/augment.py`); None for not at all.
         skip_broken: Leave out, and count, unusable pictures of either split; else an error.
         output: Folder for checkpoints and logs.
         seed: Of initialisation, order, draws and dropout.
@@ -110,6 +114,7 @@ class TrainConfig:
         ema: Decay of an average of the weights, such as 0.999, that is measured and kept as best
             instead of the weights; 0 for none.
         validate_every: Expressions between two validations; 0 for an epoch.
+        patience: Validations without a better mIoU that end the run; 0 for none.
         val_images: Images to validate on; 0 for the whole split.
         threshold: Probability above which a pixel belongs to the mask.
         sheet_tiles: Validation pictures on the sheet of masks; 0 for no sheet.
@@ -126,6 +131,8 @@ class TrainConfig:
     split_by: str = "unc"
     train_split: str = "train"
     val_split: str = "val"
+    hold_out: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    augment: Augment | None = None
     skip_broken: bool = False
     output: str = "runs/cris"
     seed: Count = 0
@@ -156,6 +163,7 @@ class TrainConfig:
     deterministic: bool = False
     ema: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     validate_every: Count = 0
+    patience: Count = 0
     val_images: Count = 0
     threshold: Share = THRESHOLD
     sheet_tiles: Count = 12
@@ -166,6 +174,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.precision not in AUTOCAST:
             raise InputError(f"precision is {self.precision}, expected {_COMPUTES}")
+        if self.augment is not None and self.cache:
+            raise InputError(
+                "augment and cache exclude each other (a picture that changes is read each time): "
+                "set cache=false, or augment=null"
+            )
         if self.clip is not None and self.init is not None:
             raise InputError("clip and init both give the weights to start from: drop one")
         if self.compile and self.recompute:

@@ -25,7 +25,7 @@ FREE = {
     *("sheet_tiles", "save_every", "log_every", "tensorboard"),
     # These change them from here on, which a person may want of a run that is under way; `epochs`
     # may rise.
-    *("skip_broken", "validate_every", "epochs"),
+    *("skip_broken", "validate_every", "epochs", "patience"),
 }
 
 
@@ -44,6 +44,7 @@ class Progress:
         precision: Newest precision at IoU thresholds.
         skipped: Steps that the loss scaler has left out.
         owed: The validation that is due after `step` failed, and is to be done first.
+        stale: Validations since the best one.
     """
 
     step: int = 0
@@ -56,6 +57,7 @@ class Progress:
     precision: dict[str, float] | None = None
     skipped: int = 0
     owed: bool = False
+    stale: int = 0
 
 
 def save_last(folder: Path, learner: Learner, course: Course, progress: Progress) -> None:

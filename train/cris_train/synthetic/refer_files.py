@@ -26,6 +26,7 @@ from cris_deploy.errors import InputError
 from cris_train.synthetic.expressions import Description, describe
 from cris_train.synthetic.render import render
 from cris_train.synthetic.scenes import Scene, Shape, draw_scene, scene_rng
+from cris_train.synthetic.styles import Style
 
 SPLIT_BY = "unc"
 REFS_FILE = f"refs({SPLIT_BY}).p"
@@ -69,7 +70,14 @@ def split_scene(seed: int, split: str, index: int) -> tuple[Scene, np.random.Gen
     return draw_scene(rng, width=width, height=height), rng
 
 
-def write_scenes(out: Path, counts: Mapping[str, int], seed: int, *, workers: int = 1) -> None:
+def write_scenes(
+    out: Path,
+    counts: Mapping[str, int],
+    seed: int,
+    *,
+    workers: int = 1,
+    style: Style = Style.PLAIN,
+) -> None:
     """Generate `counts[split]` scenes per split and write them to the folder `out`.
 
     The same seed gives the same files. Splits never share a scene: each scene has a random
@@ -90,7 +98,7 @@ def write_scenes(out: Path, counts: Mapping[str, int], seed: int, *, workers: in
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     kinds: dict[int, str] = {}
-    for split, written in _generate(out / IMAGES_FOLDER, counts, seed, workers):
+    for split, written in _generate(out / IMAGES_FOLDER, counts, seed, style, workers):
         image_id = len(images) + 1
         images.append(
             {
@@ -155,19 +163,19 @@ def write_scenes(out: Path, counts: Mapping[str, int], seed: int, *, workers: in
 
 
 def _generate(
-    folder: Path, counts: Mapping[str, int], seed: int, workers: int
+    folder: Path, counts: Mapping[str, int], seed: int, style: Style, workers: int
 ) -> Iterator[tuple[str, _WrittenScene]]:
     with ProcessPoolExecutor(workers) as pool:
         for split, count in counts.items():
-            task = partial(_write_scene, folder, seed, split)
+            task = partial(_write_scene, folder, seed, style, split)
             results = pool.map(task, range(count), chunksize=64)
             for written in tqdm(results, total=count, desc=f"{split} scenes", unit="scene"):
                 yield split, written
 
 
-def _write_scene(folder: Path, seed: int, split: str, index: int) -> _WrittenScene:
+def _write_scene(folder: Path, seed: int, style: Style, split: str, index: int) -> _WrittenScene:
     scene, rng = split_scene(seed, split, index)
-    drawing = render(scene)
+    drawing = render(scene, style)
     file_name = f"scene_{split}_{index:06d}.jpg"
     path = folder / file_name
     if not cv2.imwrite(

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from cris_train.synthetic.scenes import Colour, Scene, SceneObject, Shape
+from cris_train.synthetic.styles import CHALK_PALETTE, Palette, Style, board, grain
 
 SUPERSAMPLING = 4
 
-# Hue (fraction of the circle), saturation and value ranges. Gaps keep the names apart.
-_HSV: dict[Colour, tuple[tuple[float, float], tuple[float, float], tuple[float, float]]] = {
+_HSV: Palette = {
     Colour.RED: ((-0.015, 0.015), (0.85, 1.0), (0.75, 0.95)),
     Colour.ORANGE: ((0.070, 0.090), (0.90, 1.0), (0.92, 1.0)),
     Colour.YELLOW: ((0.145, 0.165), (0.80, 1.0), (0.90, 1.0)),
@@ -39,16 +39,17 @@ class Drawing:
     masks: npt.NDArray[np.bool_]
 
 
-def render(scene: Scene) -> Drawing:
+def render(scene: Scene, style: Style = Style.PLAIN) -> Drawing:
     """Draw `scene`; later objects cover earlier ones, and masks hold only what stays visible."""
     rng = np.random.default_rng(scene.paint_seed)
-    canvas = _background(rng, scene.height, scene.width)
+    ground = board if style is Style.CHALK else _background
+    canvas = ground(rng, scene.height, scene.width)
     masks = np.zeros((len(scene.objects), scene.height, scene.width), np.bool_)
     for index, item in enumerate(scene.objects):
         x0, y0, alpha = _coverage(item, scene.height, scene.width)
         height, width = alpha.shape
         window = (slice(y0, y0 + height), slice(x0, x0 + width))
-        paint = _paint(rng, item.colour, height, width)
+        paint = _paint(rng, item.colour, height, width, style)
         canvas[window] += alpha[..., None] * (paint - canvas[window])
         solid = alpha >= 0.5
         masks[:index, window[0], window[1]] &= ~solid
@@ -106,13 +107,17 @@ def _coverage(
 
 
 def _paint(
-    rng: np.random.Generator, colour: Colour, height: int, width: int
+    rng: np.random.Generator, colour: Colour, height: int, width: int, style: Style
 ) -> npt.NDArray[np.float32]:
-    """A fill (h, w, 3) in 0..1: the colour, jittered, with a soft linear shade."""
-    hue, saturation, value = (float(rng.uniform(*span)) for span in _HSV[colour])
+    """A fill (h, w, 3) in 0..1: the colour, jittered, with a soft linear shade or with grain."""
+    palette = CHALK_PALETTE if style is Style.CHALK else _HSV
+    hue, saturation, value = (float(rng.uniform(*span)) for span in palette[colour])
     base = np.array(colorsys.hsv_to_rgb(hue % 1.0, saturation, value), np.float32)
-    shade = 1.0 + _ramp(rng, height, width) * float(rng.uniform(0.0, 0.12))
-    return np.clip(base * shade[..., None], 0.0, 1.0).astype(np.float32)
+    if style is Style.CHALK:
+        shade = grain(rng, height, width)
+    else:
+        shade = 1.0 + _ramp(rng, height, width) * float(rng.uniform(0.0, 0.12))
+    return np.asarray(np.clip(base * shade[..., None], 0.0, 1.0), np.float32)
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> npt.NDArray[np.float32]:
