@@ -150,7 +150,7 @@ def test_blend_is_the_line_between(init: Path) -> None:
 
 def test_no_more_is_moved_than_pays() -> None:
     assert least_share(0.3, {0.4: 0.5, 0.6: 0.79, 0.8: 0.8, 1.0: 0.8}) == 0.6
-    assert least_share(0.3, {0.4: 0.5, 0.6: 0.7, 0.8: 0.7, 1.0: 0.8}) == 1.0
+    assert least_share(0.3, {0.4: 0.5, 0.6: 0.69, 0.8: 0.69, 1.0: 0.8}) == 1.0
     assert least_share(0.3, {0.4: 0.1, 0.6: 0.2, 0.8: 0.1, 1.0: 0.0}) == 0.6
 
 

@@ -36,9 +36,9 @@ from cris_train.settings import read_values
 
 TUNED, PAIRS = "tuned.pth", "validation.jsonl"
 # Shares of the way from the old weights to the new ones that are measured.
-SHARES: Final = (0.4, 0.6, 0.8, 1.0)
+SHARES: Final = (0.5, 0.6, 0.7, 0.8, 1.0)
 # The least of them is taken that has this much of what the best of them gains.
-WORTH: Final = 0.9
+WORTH: Final = 0.8
 MOST_PAIRS: Final = 100
 # Of a model's shape, what is not in its weights.
 _FREE: Final = ("input_size", "word_len", "dropout")
