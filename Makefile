@@ -3,11 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+RAY := .venv-ray
+RAY_STAMP := $(RAY)/.installed
+WEB := build/web/node_modules
+TRITON := .venv-triton
+TRITON_STAMP := $(TRITON)/.installed
 DEMO := demo
 DEMO_EXPRESSIONS := "the purple cross" "the small red star" "the leftmost red square" \
     "the red square right of the red star"
 
-.PHONY: demo test lint types unit sanitize bench train-demo ablation clean help
+.PHONY: demo web test lint types unit docs sanitize bench train-demo ablation clean help
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -25,6 +30,10 @@ demo: $(STAMP) ## Export the demo checkpoint, prove it, segment a scene: demo/ov
 	@echo "  $(BIN)/cris-export --ckpt your_cris_checkpoint.pth --word-len 17"
 	@echo "  $(BIN)/cris-bench; $(BIN)/cris-info"
 
+web: $(STAMP) $(WEB) ## A page that finds masks in the browser, of the demo's bundle: demo/page
+	test -d $(DEMO)/scenes.bundle || $(MAKE) demo
+	$(BIN)/cris-export web $(DEMO)/scenes.bundle $(DEMO)/page --modules $(WEB) --scene train/demo/page
+
 test: lint types unit ## Lint, type-check and run all tests
 
 lint: $(STAMP) ## ruff
@@ -34,8 +43,11 @@ lint: $(STAMP) ## ruff
 types: $(STAMP) ## mypy --strict
 	$(BIN)/mypy
 
-unit: $(STAMP) ## pytest
+unit: $(STAMP) $(RAY_STAMP) $(TRITON_STAMP) $(WEB) ## pytest
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+docs: $(STAMP) ## The documentation site: build/site/index.html
+	$(BIN)/python -m sphinx -c docs -nW --keep-going -b html . build/site
 
 sanitize: $(STAMP) ## The kernel tests under AddressSanitizer and UBSan
 	kernels/sanitize.sh $(BIN)/python
@@ -52,6 +64,12 @@ ablation: $(STAMP) ## Table 1's ablation on generated scenes (an hour or more on
 	test -d data/scenes || $(BIN)/cris-scenes data/scenes --train 20000 --val 400 --seed 0
 	$(BIN)/python -m cris_train.run.ablation --config train/configs/ablation.yaml
 
+$(WEB): cris_deploy/web/package.json cris_deploy/web/package-lock.json
+	mkdir -p $(dir $@)
+	cp $^ $(dir $@)
+	if command -v npm >/dev/null; then cd $(dir $@) && npm ci --silent --no-audit --no-fund; \
+	else echo "npm is not installed: the page is not tested"; fi
+
 clean: ## Remove what the targets made (not .venv)
 	rm -rf build dist $(DEMO) .pytest_cache .mypy_cache .ruff_cache
 
@@ -61,3 +79,19 @@ $(STAMP): pyproject.toml CMakeLists.txt $(wildcard kernels/*.h kernels/*/*)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[cpu,export,train,dev]'
 	touch $@
+
+# Ray is 0.75 GB: an environment of its own, which sees the packages of the other one.
+SITE := python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+EXTRA := python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+    print(p["optional-dependencies"]["ray"][0])'
+$(RAY_STAMP): $(STAMP)
+	test -x $(RAY)/bin/python || $(BIN)/python -m venv $(RAY)
+	echo "import site; site.addsitedir('$$($(BIN)/$(SITE))')" > "$$($(RAY)/bin/$(SITE))/project.pth"
+	$(RAY)/bin/python -m pip install --quiet "$$($(BIN)/$(EXTRA))" && touch $@ \
+	    || echo "Ray cannot be had here: its tests are skipped and say so"
+
+# A real Triton server, whose wheel wants NumPy below 2: an environment of its own, too.
+$(TRITON_STAMP):
+	test -x $(TRITON)/bin/python || $(PYTHON) -m venv $(TRITON)
+	$(TRITON)/bin/python -m pip install --quiet 'nvidia-pytriton==0.7.0' && touch $@ \
+	    || echo "Triton cannot be had here: its tests are skipped and say so"

@@ -35,30 +35,33 @@ _LETTERS: Final = string.ascii_lowercase
 class Engine:
     """Runs a bundle. May be used from many threads, and as a context manager.
 
-    bundle: the directory cris-export wrote, or an opened `Bundle`. Raises BundleError if it is
-        incomplete or changed (`verify` off skips the hashes, not the rest). What is loaded later
-        is of this bundle, or a BundleError says that it was replaced.
-    backend, device, precision: "auto" chooses and logs why (also in `info`), as a warning if it
-        leaves a GPU unused; anything else is had or refused with a BackendError. `device` is "cpu",
-        "cuda", or "cuda:1" for the second of the GPUs that CUDA_VISIBLE_DEVICES leaves. `precision`
-        is the arithmetic: "auto" keeps what the bundle's parity was proved in.
-    threads: CPU threads for one graph; None leaves it to the runtime.
-    streams: runs that may go on at once, for more images per second from several calling threads:
-        on a CPU (backend openvino) they share its threads, so each is slower; on a GPU each has
-        buffers of its own.
-    cuda_graphs: capture a GPU's work for each batch size when it is first seen, and replay it.
-    cache: keep features of the last images and expressions, `image_cache` and `text_cache` many.
-    max_pixels: images above are refused before they are decoded.
-    manifest_sha256: the hash that manifest.json has to have, so that the bundle is the one that is
-        meant: the hashes in it only prove that its files belong together.
-    trust_plans: take TensorRT plans that the manifest does not list, too. A plan is code.
-    allow_plan_code: run the machine code that version-compatible TensorRT plans bring for this
-        computer's processor. Whoever wrote the plan then runs code in this process.
-    timeout: seconds that any one wait may take (for a free stream, for what a GPU computes), then
-        it ends with an EngineTimeoutError; None waits for as long as it takes.
-    on_stage: called after every run of a stage, in the thread that ran it: the stage's `GraphName`,
-        seconds with copies, waits and (mask decoder) the mask step, and how many images,
-        expressions or pairs it had. What a cache gave is no run. It must not raise.
+    Args:
+        bundle: the directory cris-export wrote, or an opened `Bundle`. Raises BundleError if it is
+            incomplete or changed (`verify` off skips the hashes, not the rest). What is loaded
+            later is of this bundle, or a BundleError says that it was replaced.
+        backend: "auto" chooses and logs why (also in `info`), as a warning if it leaves a GPU
+            unused; anything else is had or refused with a BackendError. So are the next two.
+        device: "cpu", "cuda", or "cuda:1" for the second of the GPUs that CUDA_VISIBLE_DEVICES
+            leaves.
+        precision: the arithmetic; "auto" keeps what the bundle's parity was proved in.
+        threads: CPU threads for one graph; None leaves it to the runtime.
+        streams: runs that may go on at once, for more images per second from several calling
+            threads: on a CPU (backend openvino) they share its threads, so each is slower; on a GPU
+            each has buffers of its own.
+        cuda_graphs: capture a GPU's work for each batch size when it is first seen, and replay it.
+        cache: keep features of the last images and expressions, `image_cache` and `text_cache`
+            many.
+        max_pixels: images above are refused before they are decoded.
+        manifest_sha256: the hash that manifest.json has to have, so that the bundle is the one that
+            is meant: the hashes in it only prove that its files belong together.
+        trust_plans: take TensorRT plans that the manifest does not list, too. A plan is code.
+        allow_plan_code: run the machine code that version-compatible TensorRT plans bring for this
+            computer's processor. Whoever wrote the plan then runs code in this process.
+        timeout: seconds that any one wait may take (for a free stream, for what a GPU computes),
+            then it ends with an EngineTimeoutError; None waits for as long as it takes.
+        on_stage: called after every run of a stage, in the thread that ran it: the stage's
+            `GraphName`, seconds with copies, waits and (mask decoder) the mask step, and how many
+            images, expressions or pairs it had. What a cache gave is no run. It must not raise.
     """
 
     def __init__(
@@ -130,6 +133,7 @@ class Engine:
             manifest.versions,
             self.pipeline.mask_device,
         )
+        """What runs, on what, and why."""
         _log.info(
             "%s on %s in %s (%s)", choice.backend, choice.place, choice.compute, choice.reason
         )
@@ -169,10 +173,12 @@ class Engine:
     ) -> Segmentation | list[Segmentation]:
         """Segment an image with one expression, or with several to get a list in their order.
 
-        image: a path, the bytes of a file, a PIL image, or (H, W, 3) uint8 RGB.
-        threshold: probability, 0 to 1, above which a pixel is in the mask; None for the one that
-            the checkpoint was trained and measured with.
-        probabilities: keep the map of probabilities at image size, too (4 bytes a pixel).
+        Args:
+            image: a path, the bytes of a file, a PIL image, or (H, W, 3) uint8 RGB.
+            threshold: probability, 0 to 1, above which a pixel is in the mask; None for the one
+                that the checkpoint was trained and measured with.
+            probabilities: keep the map of probabilities at image size, too (4 bytes a pixel).
+
         Raises ImageError, ExpressionError, BackendError.
         """
         # Expressions first: refusing one is cheap, encoding an image is not.
@@ -214,14 +220,17 @@ class Engine:
     ) -> "DeviceSegmentation | list[DeviceSegmentation]":
         """Segment an image that is on the GPU, and leave the masks there.
 
-        image: (H, W, 3) uint8 RGB, C-contiguous, with DLPack or `__cuda_array_interface__`
-            (PyTorch, CuPy, pycuda, Numba).
-        stream: the CUDA stream the image is made on and the masks are used on: its address, or a
-            stream of PyTorch, CuPy, pycuda or cuda-python. The call then waits for nothing, and
-            what is queued on that stream later finds the masks; the stream has to live as long as
-            they do. Without it, the image must be ready in the order of the default stream, or of
-            the one it names itself, and the call returns when the masks are there.
-        threshold: as in `segment`.
+        Args:
+            image: (H, W, 3) uint8 RGB, C-contiguous, with DLPack or `__cuda_array_interface__`
+                (PyTorch, CuPy, pycuda, Numba).
+            stream: the CUDA stream the image is made on and the masks are used on: its address, or
+                a stream of PyTorch, CuPy, pycuda or cuda-python. The call then waits for nothing,
+                and what is queued on that stream later finds the masks; the stream has to live as
+                long as they do. Without it, the image must be ready in the order of the default
+                stream, or of the one it names itself, and the call returns when the masks are
+                there.
+            threshold: as in `segment`.
+
         Such an image is not looked up in the cache; `encode_device_image` keeps its features.
         Raises ImageError, ExpressionError, InputError, and BackendError if the engine is not on a
         GPU or the extension was built without CUDA.
@@ -267,15 +276,17 @@ class Engine:
     ) -> Generator[Segmentation | CrisError, None, None]:
         """Segment (image, expression) pairs in batches, results in the order of the pairs.
 
-        pairs: up to 2 * batch_size are drawn ahead, in the calling thread. An array, a PIL image, a
-            bytearray may be changed as soon as the next pair is drawn, so one buffer serves for
-            all frames of a camera. A file is read later, and has to stay what it is.
-        on_error: an error in one pair comes in its place, after all earlier results: "raise" raises
-            it, which ends the iterator, "yield" gives it as the item and goes on. What `pairs`
-            itself raises is an end in both.
-        decode_threads: files, and bytes of files, are decoded in so many threads; None for one per
-            core, at most 4. They end when the iterator is closed.
-        threshold: as in `segment`.
+        Args:
+            pairs: up to 2 * batch_size are drawn ahead, in the calling thread. An array, a PIL
+                image, a bytearray may be changed as soon as the next pair is drawn, so one buffer
+                serves for all frames of a camera. A file is read later, and has to stay what it is.
+            on_error: an error in one pair comes in its place, after all earlier results: "raise"
+                raises it, which ends the iterator, "yield" gives it as the item and goes on. What
+                `pairs` itself raises is an end in both.
+            decode_threads: files, and bytes of files, are decoded in so many threads; None for one
+                per core, at most 4. They end when the iterator is closed.
+            threshold: as in `segment`.
+
         Repeated images are encoded once.
         """
         from cris_deploy.execution.stream import segment_pairs
@@ -301,8 +312,10 @@ class Engine:
     def warm_up(self, batch_sizes: Sequence[int] = (1,), expressions: Sequence[int] = (1,)) -> None:
         """Run the network on noise, so that no later call of these shapes is the first of its kind.
 
-        batch_sizes: images that come together (a stream's `batch_size`, a batcher's `images`).
-        expressions: expressions that come with one image.
+        Args:
+            batch_sizes: images that come together (a stream's `batch_size`, a batcher's `images`).
+            expressions: expressions that come with one image.
+
         What a first call costs is compiling (OpenVINO's text encoder for several expressions,
         TensorRT-RTX's kernels), capturing (CUDA graphs) and memory. The caches are empty
         afterwards. Raises InputError for a number below 1, BackendError if the runtime fails.

@@ -14,6 +14,7 @@ PAGES = sorted(
 # Where a path in backticks may start: a README speaks of its own folder.
 PACKAGES = ("export/cris_export", "train/cris_train", "benchmarks/cris_bench", "cris_deploy")
 STARTS = ("", "export", "train", "benchmarks", "docs", *PACKAGES)
+MADE = ("data/", "runs/", "demo/", "segmented/")  # by commands of the pages
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 PATH = re.compile(r"`((?:[\w.+-]+/)+[\w.+-]*\.(?:py|md|json|jsonl|ya?ml|cpp|cu|h|png|toml|sh))`")
 
@@ -28,5 +29,7 @@ def named(page: Path) -> list[str]:
 def test_paths_are_there(page: Path) -> None:
     starts = [page.parent, *(ROOT / start for start in STARTS)]
     for name in named(page):
-        made = name.startswith(("data/", "runs/", "demo/"))  # by the commands of the page
+        made = name.startswith(
+            ("data/", "runs/", "demo/", "segmented/")
+        )  # by the commands of the page
         assert made or any((start / name).exists() for start in starts), name

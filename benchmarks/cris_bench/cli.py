@@ -26,8 +26,10 @@ SUBCOMMANDS: Final = {
     "report": "cris_bench.report.document",
     "cost": "cris_bench.report.cost",
     "batcher": "cris_bench.scopes.batcher",
+    "ray": "cris_bench.scopes.ray_losses",
     "serve": "cris_bench.scopes.serving",
     "video": "cris_bench.scopes.video",
+    "ways": "cris_bench.scopes.ways",
 }
 """Name -> module with its `main`, imported when it is asked for."""
 ALL: Final = "all"

@@ -2,10 +2,11 @@
 
 import argparse
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import cris_deploy
 from cris_deploy.errors import CrisError, one_line
@@ -30,6 +31,10 @@ class Parser(argparse.ArgumentParser):
         if " " not in self.prog:  # a subcommand has none of its own
             version = f"{self.prog} {cris_deploy.__version__}"
             self.add_argument("--version", action="version", version=version)
+
+    def error(self, message: str) -> NoReturn:
+        """End with what is wrong; choices of an enum are shown by their values."""
+        super().error(re.sub(r"<\w+\.\w+: ('[^']*')>", r"\1", message))
 
 
 def guarded(program: str, action: Callable[[], int]) -> int:

@@ -116,15 +116,19 @@ def describe(info: Info) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run cris-info; gives the exit code."""
+def _parser() -> Parser:
     parser = Parser(
         prog="cris-info",
         description="Show what is installed, built and missing.",
         examples=("cris-info", "cris-info --json > machine.json"),
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run cris-info; gives the exit code."""
+    arguments = _parser().parse_args(argv)
 
     def action() -> int:
         info = collect()

@@ -6,11 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cris_deploy.errors import DataError, InputError
+from cris_deploy.pixels.image import SUFFIXES
 
-_IMAGES = (
-    *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"),
-    *(".gif", ".ppm", ".pgm", ".jp2", ".avif"),
-)
 _LISTS = (".jsonl", ".ndjson")
 _NAME_LENGTH = 120
 
@@ -53,10 +50,10 @@ def _images_in(folder: Path) -> list[Path]:
     images = sorted(
         path
         for path in folder.iterdir()
-        if path.suffix.lower() in _IMAGES and not path.name.startswith(".")
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
     )
     if not images:
-        raise InputError(f"IMAGE {folder} has no images in it ({' '.join(_IMAGES)}): give another")
+        raise InputError(f"IMAGE {folder} has no images in it ({' '.join(SUFFIXES)}): give another")
     return images
 
 

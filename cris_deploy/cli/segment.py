@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cris_deploy.cli import Parser, guarded
+from cris_deploy.cli import Parser, guarded, many
 from cris_deploy.cli.jobs import BadEntry, Job, read_jobs
 from cris_deploy.errors import CrisError, InputError, one_line
 from cris_deploy.execution.backends import AUTO, BackendName, Compute
@@ -24,6 +24,7 @@ IMAGE may be a folder (all images in it), or a .jsonl file whose lines are
 with paths relative to the file. Written are, per image, NAME.mask-1.png, NAME.mask-2.png, ...
 (0 and 255, one per expression) and NAME.overlay.png. Of a video (.mp4, .mov, .mkv, .avi, .webm) or
 a camera (camera:0, until Ctrl-C) NAME.mp4 is written, with the masks drawn onto every frame.
+With --ray IMAGE is a folder, a Parquet file or a URL of either, and Parquet is written.
 Exit code 2 if anything could not be done.
 """
 
@@ -199,16 +200,16 @@ def _parser() -> argparse.ArgumentParser:
             "cris-segment scenes.bundle scene.png 'the red star' 'the leftmost square' -o masks",
             "cris-segment scenes.bundle lists/today.jsonl -o masks",
             "cris-segment scenes.bundle street.mp4 'the red car' --reuse 4 -o masks",
+            "cris-segment scenes.bundle s3://photos/2026 'the red car' --ray --workers 8 -o cars",
         ),
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="what cris-export wrote")
-    parser.add_argument("image", type=Path, metavar="IMAGE", help="image, folder, .jsonl, video")
+    parser.add_argument("image", metavar="IMAGE", help="image, folder, .jsonl, video")
     parser.add_argument("expressions", nargs="*", metavar="EXPRESSION", help="what to find")
     parser.add_argument(
         "-o",
         "--output",
-        type=Path,
-        default=Path("segmented"),
+        default="segmented",
         metavar="DIR",
         help="folder for masks and overlays (default: segmented)",
     )
@@ -260,6 +261,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="run the machine code that version-compatible TensorRT plans bring",
     )
+    many.add_arguments(parser)
     return parser
 
 
@@ -316,8 +318,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def action() -> int:
         _quieten()
-        if arguments.image.is_dir() and arguments.output.resolve() == arguments.image.resolve():
-            raise InputError(f"output {arguments.output} is the folder of the images: give another")
         options = {
             name: getattr(arguments, name)
             for name in (
@@ -325,6 +325,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 *("manifest_sha256", "trust_plans", "allow_plan_code"),
             )
         }
+        if many.asked(arguments):
+            return many.segment(arguments, options)
+        arguments.image, arguments.output = Path(arguments.image), Path(arguments.output)
+        if arguments.image.is_dir() and arguments.output.resolve() == arguments.image.resolve():
+            raise InputError(f"output {arguments.output} is the folder of the images: give another")
         from cris_deploy.cli.video import is_video
 
         if is_video(arguments.image):

@@ -55,6 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--traces", action="store_true", help="OpenTelemetry traces, as OTEL_* variables say where"
     )
+    where.add_argument(
+        "--page", metavar="DIR", help="what cris-export web wrote: the page at / computes, too"
+    )
     where.add_argument("--openapi", action="store_true", help="print the OpenAPI document")
     where.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     engine = parser.add_argument_group("engine")
@@ -65,11 +68,19 @@ def _parser() -> argparse.ArgumentParser:
     engine.add_argument("--streams", type=int, default=1, metavar="N", help="runs at once (1)")
     engine.add_argument("--no-self-test", action="store_true", help="do not run the samples first")
     limits = parser.add_argument_group("limits")
+    for name, kind, what in (
+        ("batch_images", int, "images in a batch"),
+        ("batch_pairs", int, "expressions in a batch"),
+        ("batch_delay", float, "seconds that a batch waits for company"),
+    ):
+        limits.add_argument(
+            "--" + name.replace("_", "-"),
+            type=kind,
+            metavar="N",
+            help=f"{what} (what suits the device)",
+        )
     defaults = {field.name: field.default for field in dataclasses.fields(ServeOptions)}
     for name, what in (
-        ("batch_images", "images in a batch"),
-        ("batch_pairs", "expressions in a batch"),
-        ("batch_delay", "seconds that a batch waits for company"),
         ("waiting", "requests unanswered in a worker"),
         ("timeout", "seconds to an answer"),
         ("read_timeout", "seconds for a request to arrive"),

@@ -19,6 +19,7 @@ __all__ = [
     "MAX_PIXELS",
     "MEAN",
     "STD",
+    "SUFFIXES",
     "ImageInput",
     "Letterbox",
     "Pixels",
@@ -28,6 +29,12 @@ __all__ = [
     "normalise",
     "normalise_all",
 ]
+
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"),
+    *(".gif", ".ppm", ".pgm", ".jp2", ".avif"),
+)
+"""Of files that are taken for images in a folder."""
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 """CLIP's channel means, RGB, in units of the 0..1 range."""

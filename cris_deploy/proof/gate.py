@@ -90,7 +90,7 @@ class SampleCheck:
 
     @property
     def counted(self) -> bool:
-        """False if both masks are empty or both full: such samples would pad the mean IoU."""
+        """Whether it counts; masks that are both empty or both full would pad the mean IoU."""
         return self.visible or self.iou < 1.0
 
 

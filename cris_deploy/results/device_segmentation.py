@@ -14,13 +14,14 @@ from cris_deploy.results.segmentation import Segmentation
 class DeviceSegmentation:
     """The pixels an expression refers to, in GPU memory.
 
-    mask: (H, W) bool at the size of the image that was given.
-    logits: (h, w), the model's output in its own low resolution and letterboxed frame, in the type
-        of the bundle's graph.
-    stats: (5,) int64: area, x0, y0, x1, y1 (x1 and y1 exclusive; x0 >= x1 for an empty mask).
-    expression: as it was given.
-    truncated: whether the model saw only its beginning (see the bundle's word length).
-    threshold: probability above which a pixel is in the mask.
+    Attributes:
+        mask: (H, W) bool at the size of the image that was given.
+        logits: (h, w), the model's output in its own low resolution and letterboxed frame, in the
+            type of the bundle's graph.
+        stats: (5,) int64: area, x0, y0, x1, y1 (x1 and y1 exclusive; x0 >= x1 for an empty mask).
+        expression: as it was given.
+        truncated: whether the model saw only its beginning (see the bundle's word length).
+        threshold: probability above which a pixel is in the mask.
 
     The tensors have DLPack and `__cuda_array_interface__`; results of one call share an allocation,
     which lives as long as any of them.

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 class Scene:
     """An image whose features are computed; segment it with any number of expressions.
 
-    steps: Those of the engine that encoded it.
-    encoded: Its features, and the image's size.
+    Attributes:
+        steps: Those of the engine that encoded it.
+        encoded: Its features, and the image's size.
     """
 
     steps: Steps

@@ -25,15 +25,16 @@ class RunLengths(TypedDict):
 class Segmentation:
     """The pixels an expression refers to.
 
-    mask: (H, W) bool at the size of the image that was given.
-    logits: (h, w) float32, the model's output in its own low resolution and letterboxed frame.
-    expression: as it was given.
-    truncated: whether the model saw only its beginning (see the bundle's word length).
-    area: number of pixels in the mask.
-    box: the mask's bounds (x0, y0, x1, y1) in pixels, x1 and y1 exclusive; None if it is empty.
-    threshold: probability above which a pixel is in the mask.
-    probabilities: (H, W) float32 at the size of the image, 0..1 but for a little overshoot of the
-        bicubic filter; None unless asked for.
+    Attributes:
+        mask: (H, W) bool at the size of the image that was given.
+        logits: (h, w) float32, the model's output in its own low resolution and letterboxed frame.
+        expression: as it was given.
+        truncated: whether the model saw only its beginning (see the bundle's word length).
+        area: number of pixels in the mask.
+        box: the mask's bounds (x0, y0, x1, y1) in pixels, x1 and y1 exclusive; None if it is empty.
+        threshold: probability above which a pixel is in the mask.
+        probabilities: (H, W) float32 at the size of the image, 0..1 but for a little overshoot of
+            the bicubic filter; None unless asked for.
     """
 
     mask: NDArray[np.bool_]

@@ -29,6 +29,7 @@ from cris_deploy.serving.guard import Guard
 from cris_deploy.serving.metrics import CONTENT_TYPE, Metrics
 from cris_deploy.serving.openapi import SEGMENT
 from cris_deploy.serving.options import ServeOptions, from_environment
+from cris_deploy.serving.page import add_page
 from cris_deploy.serving.requests import check_expressions, read_upload
 from cris_deploy.serving.service import Service
 
@@ -47,12 +48,15 @@ def worker() -> FastAPI:
     return app
 
 
-def create_app(options: ServeOptions, token: str | None = None) -> FastAPI:
+def create_app(
+    options: ServeOptions, token: str | None = None, *, tells_id: bool = True
+) -> FastAPI:
     """Make an application; its lifespan loads the bundle.
 
     Args:
         options: What it serves, and its limits.
         token: That clients have to send, or None.
+        tells_id: As of `Guard`.
     """
     metrics = Metrics()
     service = Service(options, metrics)
@@ -68,7 +72,8 @@ def create_app(options: ServeOptions, token: str | None = None) -> FastAPI:
         def reload() -> None:
             tasks.append(loop.create_task(service.replace()))
 
-        with suppress(ValueError, NotImplementedError):  # not the main thread, or not Unix
+        # Not the main thread (uvloop's error and asyncio's), or not Unix.
+        with suppress(ValueError, RuntimeError):
             loop.add_signal_handler(signal.SIGHUP, reload)
         yield
         for task in tasks:
@@ -89,11 +94,14 @@ def create_app(options: ServeOptions, token: str | None = None) -> FastAPI:
         max_body=options.max_body,
         read_timeout=options.read_timeout,
         metrics=metrics,
+        tells_id=tells_id,
     )
     _answer_errors(app)
     _add_probes(app, service, metrics)
     _add_segment(app, service)
     _add_v2(app, service)
+    if token is None:  # a browser that opens a page sends none
+        add_page(app, options)
     return app
 
 

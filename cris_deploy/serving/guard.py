@@ -31,6 +31,7 @@ class Guard:
         max_body: Bytes of a request's body.
         read_timeout: Seconds for all of a body to arrive.
         metrics: Where requests are counted.
+        tells_id: Whether answers have `x-request-id`; not if the proxy before it adds one.
     """
 
     def __init__(
@@ -41,12 +42,14 @@ class Guard:
         max_body: int,
         read_timeout: float,
         metrics: Metrics,
+        tells_id: bool = True,
     ) -> None:
         self._app = app
         self._token = token
         self._max_body = max_body
         self._read_timeout = read_timeout
         self._metrics = metrics
+        self._tells_id = tells_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -65,11 +68,10 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [
-                    *message.get("headers", ()),
-                    (b"x-request-id", identity.encode()),
-                    (b"x-content-type-options", b"nosniff"),
-                ]
+                own = [(b"x-content-type-options", b"nosniff")]
+                if self._tells_id:
+                    own.append((b"x-request-id", identity.encode()))
+                message["headers"] = [*message.get("headers", ()), *own]
             await send(message)
 
         try:

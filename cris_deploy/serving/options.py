@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from cris_deploy import arguments, documents
+from cris_deploy.batcher import BatchLimits
 from cris_deploy.errors import InputError
-from cris_deploy.execution.backends import AUTO
+from cris_deploy.execution.backends import AUTO, Device
 from cris_deploy.pixels.image import MAX_PIXELS
 
 VARIABLE: Final = "CRIS_SERVE_OPTIONS"
@@ -24,9 +25,10 @@ class ServeOptions:
         precision: Of it.
         threads: Of it; None for all cores.
         streams: Of it.
-        batch_images: Images that differ in one batch.
-        batch_pairs: Pairs of image and expression in one batch.
-        batch_delay: Seconds that a batch waits for company.
+        batch_images: Images that differ in one batch; None for what suits the device, as in
+            `BatchLimits.of`.
+        batch_pairs: Pairs of image and expression in one batch; None likewise.
+        batch_delay: Seconds that a batch waits for company; None likewise.
         waiting: Requests that may be unanswered in a worker; more are refused with 429.
         timeout: Seconds within which a request is answered, or 504.
         read_timeout: Seconds within which a request has to be sent, or 408.
@@ -36,6 +38,7 @@ class ServeOptions:
         max_characters: Of an expression.
         kept_images: Images that can be asked again without sending them.
         kept_seconds: For how long.
+        page: Folder that `cris-export web` wrote, whose page then computes in the browser, too.
         self_test: Whether the bundle's samples are run before the worker is ready.
     """
 
@@ -45,9 +48,9 @@ class ServeOptions:
     precision: str = AUTO
     threads: int | None = None
     streams: int = 1
-    batch_images: int = 4
-    batch_pairs: int = 16
-    batch_delay: float = 0.0
+    batch_images: int | None = None
+    batch_pairs: int | None = None
+    batch_delay: float | None = None
     waiting: int = 128
     timeout: float = 30.0
     read_timeout: float = 10.0
@@ -57,18 +60,34 @@ class ServeOptions:
     max_characters: int = 1000
     kept_images: int = 64
     kept_seconds: float = 300.0
+    page: str | None = None
     self_test: bool = True
 
     def __post_init__(self) -> None:
-        for name in (
-            *("batch_images", "batch_pairs", "waiting", "max_body", "max_pixels"),
-            *("max_expressions", "max_characters"),
-        ):
+        for name in ("batch_images", "batch_pairs"):
+            if getattr(self, name) is not None:
+                arguments.whole(name, getattr(self, name), 1)
+        for name in ("waiting", "max_body", "max_pixels", "max_expressions", "max_characters"):
             arguments.whole(name, getattr(self, name), 1)
         arguments.whole("kept_images", self.kept_images, 0)
+        if self.batch_delay is not None and not 0 <= self.batch_delay < float("inf"):
+            raise InputError(f"batch_delay is {self.batch_delay}: give seconds, 0 or more")
         for name in ("timeout", "read_timeout", "kept_seconds"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise InputError(f"{name} is {getattr(self, name)}: give seconds above 0")
+
+    def batch_limits(self, device: Device, reserved: int = 0) -> BatchLimits:
+        """Give the limits of batches: what was asked for, else what suits the device.
+
+        `reserved` requests beyond those of clients may wait.
+        """
+        suits = BatchLimits.of(device)
+        return BatchLimits(
+            images=suits.images if self.batch_images is None else self.batch_images,
+            pairs=suits.pairs if self.batch_pairs is None else self.batch_pairs,
+            delay=suits.delay if self.batch_delay is None else self.batch_delay,
+            waiting=self.waiting + reserved,
+        )
 
 
 def to_environment(options: ServeOptions, token: str | None) -> None:

@@ -10,29 +10,39 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from cris_deploy.batcher import Batcher, BatchLimits
+from cris_deploy.batcher import Batcher
 from cris_deploy.bundle.reading import Bundle
 from cris_deploy.engine import Engine
-from cris_deploy.errors import BundleError, BusyError, CrisError
+from cris_deploy.errors import BackendError, BusyError, CrisError
 from cris_deploy.execution.steps import Picture
-from cris_deploy.pixels.mask import mask_from_logits, overlap
+from cris_deploy.pixels.mask import overlap
 from cris_deploy.results.engine_info import CacheInfo
 from cris_deploy.results.segmentation import Segmentation
 from cris_deploy.serving.answers import Refused
 from cris_deploy.serving.images import ImageStore, image_id
 from cris_deploy.serving.metrics import Metrics
 from cris_deploy.serving.options import ServeOptions
+from cris_deploy.serving.self_test import self_test
 from cris_deploy.serving.traces import span
 
 _log = logging.getLogger(__name__)
 _DECODERS: Final = 4
-_TESTED: Final = 4
-"""Samples of the bundle that a worker runs before it is ready; `cris-export check` runs all."""
 _SMALL: Final = 2**18
 _PROBES: Final = 16
 """Requests beyond those that may wait: probes are answered where clients are refused."""
 _WARM_WORDS: Final = "the red object on the left"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Known:
+    """A question for probes: a picture, words, and the mask that they had when it was loaded."""
+
+    picture: Picture
+    words: str
+    mask: NDArray[np.bool_]
+    least_iou: float
 
 
 @dataclass(eq=False)
@@ -46,6 +56,7 @@ class _Loaded:
     batcher: Batcher
     images: ImageStore
     counted: CacheInfo
+    known: _Known
     users: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -153,11 +164,15 @@ class Service:
             return await loaded.batcher.segment(picture, expressions, timeout=timeout)
 
     async def infers(self) -> None:
-        """Run the network once, however much is waiting. Raises what an engine raises."""
+        """Ask for a known mask, however much is waiting.
+
+        Raises what an engine raises, and BackendError if it is another mask.
+        """
         async with self._using(bounded=False) as loaded:
-            side = loaded.engine.info.model.input_size
-            gray = Picture(np.full((side, side, 3), 127, np.uint8), side, side)
-            await loaded.batcher.segment(gray, _WARM_WORDS, timeout=self.options.timeout)
+            known, timeout = loaded.known, self.options.timeout
+            found = await loaded.batcher.segment(known.picture, known.words, timeout=timeout)
+            if overlap(found.mask, known.mask).iou < known.least_iou:
+                raise BackendError("the network gives another mask than when it was loaded")
 
     @asynccontextmanager
     async def _using(self, *, bounded: bool = True) -> AsyncIterator[_Loaded]:
@@ -216,18 +231,14 @@ class Service:
             on_stage=lambda stage, seconds, rows: metrics.observe_run(str(stage), seconds, rows),
         )
         try:
-            engine.warm_up(sorted({1, options.batch_images}), sorted({1, 2, options.batch_pairs}))
+            limits = options.batch_limits(engine.info.device, reserved=_PROBES)
+            engine.warm_up(sorted({1, limits.images}), sorted({1, 2, limits.pairs}))
             if options.self_test:
                 self_test(engine, bundle)
+            known = _ask_known(engine, bundle)
         except BaseException:
             engine.close()
             raise
-        limits = BatchLimits(
-            images=options.batch_images,
-            pairs=options.batch_pairs,
-            delay=options.batch_delay,
-            waiting=options.waiting + _PROBES,
-        )
         batcher = Batcher(engine, limits)
         info = engine.info
         _log.info(
@@ -239,28 +250,24 @@ class Service:
         )
         images = ImageStore(options.kept_images, options.kept_seconds)
         # What the warm-up and the self-test looked up is no client's.
-        return _Loaded(engine, batcher, images, engine.cache_info())
+        return _Loaded(engine, batcher, images, engine.cache_info(), known)
 
 
-def self_test(engine: Engine, bundle: Bundle) -> None:
-    """Run some of the bundle's samples, and hold their masks against FP32 PyTorch's.
+def _ask_known(engine: Engine, bundle: Bundle) -> _Known:
+    """Segment the bundle's first sample; a gray picture if it has none.
 
-    Raises BundleError if the mean mask IoU is below what the bundle was exported with.
+    Alone and in a batch a mask may differ at its rim: by no more than an export may from PyTorch.
     """
-    manifest = bundle.manifest
-    model = manifest.model
-    ious = []
-    for sample in manifest.samples[:_TESTED]:
-        found = engine.segment(bundle.sample_image(sample), sample.expression)
-        height, width = found.mask.shape
-        expected = mask_from_logits(
-            bundle.sample_logits(sample), height, width, model.input_size, model.threshold
-        )
-        ious.append(overlap(found.mask, expected).iou)
-    least = None if manifest.parity is None else manifest.parity.min_iou
-    if ious and least is not None and np.mean(ious) < least:
-        raise BundleError(
-            f"bundle {bundle.path} gives other masks here than FP32 PyTorch: mean IoU "
-            f"{np.mean(ious):.4f} on {len(ious)} samples, budget {least:g}: look at cris-export "
-            "check"
-        )
+    parity = bundle.manifest.parity
+    least = 0.0 if parity is None else parity.min_iou
+    if bundle.manifest.samples:
+        sample = bundle.manifest.samples[0]
+        picture = engine.pipeline.prepare(bundle.sample_image(sample))
+        words = sample.expression
+    else:
+        side = engine.info.model.input_size
+        picture, words = Picture(np.full((side, side, 3), 127, np.uint8), side, side), _WARM_WORDS
+    prompts = engine.pipeline.read_expressions(words)
+    scenes = engine.pipeline.encode_pictures([picture])
+    found = Segmentation.of(engine.pipeline.decode_masks(scenes, prompts)[0], prompts[0])
+    return _Known(picture, words, found.mask, least)

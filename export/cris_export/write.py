@@ -1,4 +1,4 @@
-"""A bundle is written to a hidden sibling and renamed: a killed export leaves no half of one."""
+"""A folder is written to a hidden sibling and renamed: a killed export leaves no half of one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import secrets
 import shutil
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import Final, Self
 
 from cris_deploy.bundle.contents import ENGINES, MANIFEST, sha256
 from cris_deploy.bundle.manifest import FileRecord, Manifest
@@ -25,27 +25,32 @@ _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 
 
-class BundleWriter:
-    """Writes a bundle that appears under its name only when it is complete.
+class FolderWriter:
+    """Writes a folder that appears under its name only when it is complete.
 
-    with BundleWriter(path) as writer:
-        ...                           # write files into writer.directory
-        writer.write_manifest(manifest)   # hashes them; Bundle.open(writer.directory) works now
+    with FolderWriter(path, "a bundle", MANIFEST) as writer:
+        ...              # write files into writer.directory
         writer.commit()
 
-    Leaving the block without `commit` deletes everything. An existing bundle is replaced, at
-    `commit` and not before; anything else under that name is refused (InputError). Directories
-    that killed writers left behind are removed.
+    Leaving the block without `commit` deletes everything. An existing folder that has the file
+    `mark` is replaced, at `commit` and not before; anything else under that name is refused
+    (InputError). Directories that killed writers left behind are removed.
+
+    Args:
+        path: Of the folder.
+        kind: What it will be, for messages.
+        mark: A file that each folder of that kind has.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, kind: str, mark: str) -> None:
         self.path: Final = Path(path).resolve()
+        self._kind = kind
+        self._mark = mark
         self.directory: Final = self._sibling(_PARTIAL)
         self._lock: int | None = None
-        self._hashes: dict[tuple[str, int, int], str] = {}
         self._committed = False
 
-    def __enter__(self) -> BundleWriter:
+    def __enter__(self) -> Self:
         self._check_target()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +59,7 @@ class BundleWriter:
             with contextlib.suppress(OSError):  # a file system without locks
                 self._lock = lock(self.directory)
         except OSError as error:
-            raise InputError(f"bundle {self.path} cannot be written: {error}") from None
+            raise InputError(f"{self.path} cannot be written: {error}") from None
         return self
 
     def __exit__(
@@ -67,6 +72,81 @@ class BundleWriter:
             shutil.rmtree(self.directory, ignore_errors=True)
         if self._lock is not None:
             os.close(self._lock)
+
+    def commit(self) -> None:
+        """Flush to the disk and give the folder its name, in one step where the system can."""
+        self._check_target()
+        for path in self.directory.glob(".*"):
+            shutil.rmtree(path)
+        try:
+            for path in [*self.directory.rglob("*"), self.directory]:
+                _flush(path)
+            self._rename()
+            _flush(self.path.parent)
+        except OSError as error:
+            raise BundleError(f"{self.path} cannot be written: {error}") from None
+        self._committed = True
+
+    def _check_target(self) -> None:
+        if not self.path.exists():
+            return
+        if self.path.is_dir() and (
+            (self.path / self._mark).is_file() or not any(self.path.iterdir())
+        ):
+            return
+        raise InputError(
+            f"{self.path} exists and is not {self._kind}: give another path, or remove it yourself"
+        )
+
+    def _sibling(self, suffix: str) -> Path:
+        return self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}{suffix}")
+
+    def _rename(self) -> None:
+        if not self.path.exists():
+            self.directory.rename(self.path)
+            return
+        if _exchange(self.directory, self.path):
+            shutil.rmtree(self.directory, ignore_errors=True)  # now the old one
+            return
+        # File systems that cannot swap: the old one steps aside first.
+        aside = self._sibling(_REPLACED)
+        self.path.rename(aside)
+        try:
+            self.directory.rename(self.path)
+        except OSError:
+            aside.rename(self.path)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+
+    def _remove_leftovers(self) -> None:
+        """Clear what killed writers of this path left: directories whose lock is free."""
+        for path in self.path.parent.glob(f".{glob.escape(self.path.name)}.*{_PARTIAL}"):
+            try:
+                held = lock(path)
+            except OSError:  # its writer lives, or it is not ours to remove
+                continue
+            shutil.rmtree(path, ignore_errors=True)
+            os.close(held)
+        for path in self.path.parent.glob(f".{glob.escape(self.path.name)}.*{_REPLACED}"):
+            # Killed between the two renames of `_rename`: the old one is still whole.
+            if self.path.exists():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.rename(self.path)
+
+
+class BundleWriter(FolderWriter):
+    """Writes a bundle.
+
+    with BundleWriter(path) as writer:
+        ...                           # write files into writer.directory
+        writer.write_manifest(manifest)   # hashes them; Bundle.open(writer.directory) works now
+        writer.commit()
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path, "a bundle", MANIFEST)
+        self._hashes: dict[tuple[str, int, int], str] = {}
 
     def write_manifest(self, manifest: Manifest) -> Manifest:
         """Write manifest.json with the hashes of all files there are; returns what was written.
@@ -88,34 +168,10 @@ class BundleWriter:
         return manifest
 
     def commit(self) -> None:
-        """Flush to the disk and give the bundle its name, in one step where the system can."""
+        """Give the bundle its name, as a folder's; BundleError if it has no manifest yet."""
         if not (self.directory / MANIFEST).is_file():
             raise BundleError(f"bundle {self.path} has no manifest: call write_manifest first")
-        self._check_target()
-        for path in self.directory.glob(".*"):
-            shutil.rmtree(path)
-        try:
-            for path in [*self.directory.rglob("*"), self.directory]:
-                _flush(path)
-            self._rename()
-            _flush(self.path.parent)
-        except OSError as error:
-            raise BundleError(f"bundle {self.path} cannot be written: {error}") from None
-        self._committed = True
-
-    def _check_target(self) -> None:
-        if not self.path.exists():
-            return
-        if self.path.is_dir() and (
-            (self.path / MANIFEST).is_file() or not any(self.path.iterdir())
-        ):
-            return
-        raise InputError(
-            f"{self.path} exists and is not a bundle: give another path, or remove it yourself"
-        )
-
-    def _sibling(self, suffix: str) -> Path:
-        return self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}{suffix}")
+        super().commit()
 
     def _record(self, path: Path, name: str) -> FileRecord:
         status = path.stat()
@@ -123,39 +179,6 @@ class BundleWriter:
         if key not in self._hashes:
             self._hashes[key] = sha256(path)
         return FileRecord(self._hashes[key], status.st_size)
-
-    def _rename(self) -> None:
-        if not self.path.exists():
-            self.directory.rename(self.path)
-            return
-        if _exchange(self.directory, self.path):
-            shutil.rmtree(self.directory, ignore_errors=True)  # now the old bundle
-            return
-        # File systems that cannot swap: the old bundle steps aside first.
-        aside = self._sibling(_REPLACED)
-        self.path.rename(aside)
-        try:
-            self.directory.rename(self.path)
-        except OSError:
-            aside.rename(self.path)
-            raise
-        shutil.rmtree(aside, ignore_errors=True)
-
-    def _remove_leftovers(self) -> None:
-        """Clear what killed writers of this path left: directories whose lock is free."""
-        for path in self.path.parent.glob(f".{glob.escape(self.path.name)}.*{_PARTIAL}"):
-            try:
-                held = lock(path)
-            except OSError:  # its writer lives, or it is not ours to remove
-                continue
-            shutil.rmtree(path, ignore_errors=True)
-            os.close(held)
-        for path in self.path.parent.glob(f".{glob.escape(self.path.name)}.*{_REPLACED}"):
-            # Killed between the two renames of `_rename`: the old bundle is still whole.
-            if self.path.exists():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.rename(self.path)
 
 
 def lock(directory: Path) -> int:

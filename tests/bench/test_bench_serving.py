@@ -1,11 +1,19 @@
-"""`cris-bench serve`, `batcher` and `video`: real runs on a small bundle."""
+"""`cris-bench serve`, `batcher`, `ways` and `video`: real runs on a small bundle."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cris_bench.cli import main
+from cris_bench.scopes.ways import Way
+from cris_bench.ways import askers
+from cris_bench.ways.triton_server import why_not as why_no_triton
+from cris_bench.ways.web_servers import why_no_ray
+from tests.helpers.triton import VENV as TRITON
 
 OPTIONS = "--no-self-test --threads 1"
 
@@ -66,3 +74,48 @@ def test_video(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         assert main(["video", str(tiny_bundle), *options]) == 2
         assert message in capsys.readouterr().err
     assert main(["video", str(tiny_bundle), "--video", str(tmp_path / "none.mp4")]) == 2
+
+
+@pytest.mark.filterwarnings("ignore::cris_deploy.TruncationWarning")  # it reads few words
+def test_ways(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output, nowhere = tmp_path / "ways.json", str(tmp_path / "none")
+    command = ["ways", str(tiny_bundle), "--turns", "3", "--backend", "onnxruntime"]
+    options = ["--triton-venv", str(TRITON), "--ray-venv", nowhere, "-o", str(output)]
+    assert main([*command, *options]) == 0
+    shown = capsys.readouterr().out
+    record = json.loads(output.read_text())
+    assert record["bundle"] == tiny_bundle.name
+    assert [each["way"] for each in record["ways"]] == list(Way)
+    for each in record["ways"]:
+        present = each["missing"] is None
+        assert len(each["new_ms"]) == len(each["known_ms"]) == (3 if present else 0)
+        assert each["way"] in shown
+    missing = {each["way"]: each["missing"] for each in record["ways"] if each["missing"]}
+    if why_no_ray(Path(nowhere)):  # else it is in this environment
+        assert f"{nowhere} has no Ray" in missing[Way.RAY]
+    if why_no_triton(TRITON) is None:
+        assert not missing.keys() - {Way.RAY}
+
+
+def test_ways_with_bad_input(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ways", str(tiny_bundle), "--turns", "1"]) == 2
+    assert "--turns is 1" in capsys.readouterr().err
+    assert main(["ways", str(tiny_bundle), "--image-size", "8"]) == 2
+    assert "--image-size 8" in capsys.readouterr().err
+    assert "no nvidia-pytriton" in str(why_no_triton(tmp_path))
+
+
+def test_a_way_that_gives_another_mask_is_an_error(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    @contextmanager
+    def wrong(_: object) -> Iterator[Any]:
+        yield lambda picture, words: "0"
+
+    monkeypatch.setattr(askers, "batched", wrong)
+    nowhere = str(tmp_path / "none")
+    environments = ["--triton-venv", nowhere, "--ray-venv", nowhere]
+    assert main(["ways", str(tiny_bundle), "--turns", "2", *environments]) == 2
+    assert "batcher gave another mask" in capsys.readouterr().err

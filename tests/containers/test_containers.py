@@ -16,9 +16,12 @@ from cris_deploy.serving.app import create_app
 from cris_deploy.serving.haproxy import configuration
 from cris_deploy.serving.metrics import Metrics
 from cris_deploy.serving.options import ServeOptions
+from cris_deploy.serving.ray_options import read_options
+from tests.helpers.ray_app import environment, ray_python
 
 ROOT = Path(__file__).parents[2]
 CONTAINERS = ROOT / "containers"
+KUBERNETES = CONTAINERS / "kubernetes"
 
 
 def program(name: str) -> str:
@@ -36,9 +39,14 @@ def check(*command: str) -> None:
 
 
 def manifests() -> list[dict[str, Any]]:
-    found = list(yaml.safe_load_all((CONTAINERS / "kubernetes/cris-serve.yaml").read_text()))
+    found = list(yaml.safe_load_all((KUBERNETES / "cris-serve.yaml").read_text()))
     assert len(found) == 4
     return found
+
+
+def ray_service() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((KUBERNETES / "ray-service.yaml").read_text())
+    return loaded["spec"]
 
 
 def compose() -> dict[str, Any]:
@@ -46,7 +54,9 @@ def compose() -> dict[str, Any]:
     return loaded["services"]
 
 
-@pytest.mark.parametrize("name", ["Dockerfile.cpu", "Dockerfile.gpu"])
+@pytest.mark.parametrize(
+    "name", ["Dockerfile.cpu", "Dockerfile.gpu", "Dockerfile.ray", "Dockerfile.triton"]
+)
 def test_dockerfiles(name: str) -> None:
     check(program("hadolint"), str(CONTAINERS / name))
 
@@ -55,6 +65,59 @@ def test_manifests_are_kubernetes_own() -> None:
     validate = pytest.importorskip("kubernetes_validate", reason="it is not installed")
     for manifest in manifests():
         validate.validate(manifest, "1.31", strict=True)
+
+
+def test_pods_of_the_ray_service_are_kubernetes_own() -> None:
+    """KubeRay's own part has no schema in a package; what it makes of it are pods."""
+    validate = pytest.importorskip("kubernetes_validate", reason="it is not installed")
+    cluster = ray_service()["rayClusterConfig"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = {"apiVersion": "v1", "kind": "Pod", **group["template"]}
+        validate.validate(pod, "1.31", strict=True)
+
+
+def test_configs_are_ray_s_own() -> None:
+    code = (
+        "import json, sys; from ray.serve.schema import ServeDeploySchema; "
+        "[ServeDeploySchema.model_validate(each) for each in json.load(sys.stdin)]"
+    )
+    local = yaml.safe_load((CONTAINERS / "ray/serve.yaml").read_text())
+    configs = [local, yaml.safe_load(ray_service()["serveConfigV2"])]
+    for given, passes in ((configs, True), ([{**local, "http_options": {"port": "x"}}], False)):
+        done = subprocess.run(
+            [ray_python(), "-c", code],
+            input=json.dumps(given),
+            capture_output=True,
+            text=True,
+            env=environment(),
+            check=False,
+        )
+        assert (done.returncode == 0) is passes, done.stderr
+
+
+def test_the_ray_service_asks_for_what_there_is() -> None:
+    serve = yaml.safe_load(ray_service()["serveConfigV2"])
+    local = yaml.safe_load((CONTAINERS / "ray/serve.yaml").read_text())
+    cluster = ray_service()["rayClusterConfig"]
+    (workers,) = cluster["workerGroupSpecs"]
+    pod = workers["template"]["spec"]
+    for config in (serve, local):
+        (application,) = config["applications"]
+        assert application["import_path"] == "cris_deploy.serving.ray:app"
+        options = read_options(application["args"])
+        # Ray's end of a request is behind the engine's, so that the engine's sentence is told.
+        assert config["http_options"]["request_timeout_s"] > options.timeout
+    assert pod["terminationGracePeriodSeconds"] > read_options({"bundle": "b"}).timeout
+    # A pod has room for a whole number of replicas, all pods for the most of them.
+    cpus = float(pod["containers"][0]["resources"]["requests"]["cpu"])
+    args = serve["applications"][0]["args"]
+    assert cpus % args["cpus"] == 0
+    assert workers["maxReplicas"] * cpus >= args["most_replicas"] * args["cpus"]
+    ports = {port["containerPort"] for port in pod["containers"][0]["ports"]}
+    assert serve["http_options"]["port"] in ports
+    dockerfile = (CONTAINERS / "Dockerfile.ray").read_text()
+    assert f"ray[serve,data]=={cluster['rayVersion']}" in dockerfile
+    assert cluster["authOptions"] == {"mode": "token"}
 
 
 def test_proxy(tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ ROOMS = (
     "batcher",
     "proof",
     PACKAGE,
+    "batch",
+    "web",
     "serving",
     "cli",
 )
@@ -107,6 +109,13 @@ def test_a_room_uses_those_before_it():
         and ROOMS.index(room(other)) > ROOMS.index(room(name))
     ]
     assert not wrong
+
+
+def test_who_knows_ray():
+    others = {"ray": 0, "ray.data": 0, "pyarrow": 0, "pyarrow.parquet": 0}
+    knowing = {name for name, path in modules().items() if [*imported(path.read_text(), others)]}
+    assert f"{PACKAGE}.batch.job" in knowing
+    assert {name for name in knowing if room(name) != "batch"} == {f"{PACKAGE}.serving.ray"}
 
 
 def test_every_module_has_a_room():

@@ -82,6 +82,8 @@ def test_console_unusable_backend(tiny_bundle, capsys, flags, said):
         ["x.bundle"],
         ["check"],
         ["build"],
+        ["triton"],
+        ["triton", "x.bundle"],
         ["build", "x.bundle", "--backend", "openvino"],
         ["check", "x.bundle", "--engine", "tensorrt"],
         ["--ckpt", "x.pth", "--json"],
@@ -110,7 +112,7 @@ def test_old_spellings_are_told_the_new_one(capsys, old, new):
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", [[], ["check"], ["build"]])
+@pytest.mark.parametrize("command", [[], ["check"], ["build"], ["triton"]])
 def test_help_has_examples(capsys, command):
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])

@@ -34,8 +34,10 @@ def free_port() -> int:
         return int(taken.getsockname()[1])
 
 
-def wait_ready(url: str, process: "subprocess.Popen[bytes] | None" = None) -> None:
-    end = time.monotonic() + READY_SECONDS
+def wait_ready(
+    url: str, process: "subprocess.Popen[bytes] | None" = None, seconds: float = READY_SECONDS
+) -> None:
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         assert process is None or process.poll() is None, "the server has ended"
         try:

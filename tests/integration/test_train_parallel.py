@@ -107,7 +107,7 @@ def test_in_float64_they_are_the_same(
     class Stopped(BaseException):
         pass
 
-    def step_or_stop(self: Learner, batch: Any, number: int) -> float:
+    def step_or_stop(self: Learner, batch: Any, number: int) -> Any:
         if number == 2 and self.config.output == str(tmp_path / "two"):
             raise Stopped
         return step(self, batch, number)

@@ -1,6 +1,6 @@
 """The errors that only training raises; like all of ours they derive from `CrisError`."""
 
-from cris_deploy.errors import CrisError
+from cris_deploy.errors import CrisError, DataError
 
 
 class CheckpointError(CrisError):
@@ -9,3 +9,7 @@ class CheckpointError(CrisError):
 
 class TrainingError(CrisError):
     """Training cannot start or go on; says which value and what to do."""
+
+
+class ReaderError(DataError):
+    """The processes that read pictures have failed, whatever is in the pictures."""

@@ -25,6 +25,7 @@ PACKAGES = (
     "cuda-bindings",
     "numpy",
     "opencv-python-headless",
+    "ray",
 )
 
 

@@ -4,29 +4,26 @@ import argparse
 import asyncio
 import importlib.util
 import json
-import socket
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlencode
 
-import cv2
 import numpy as np
 
 from cris_bench.record.machine import describe
 from cris_bench.scopes.command import add_common, run_command
+from cris_bench.scopes.inputs import jpeg
+from cris_bench.ways.web_servers import WebServer, cris_serve
 from cris_deploy.cli import Parser, tables
 from cris_deploy.engine import Engine
 from cris_deploy.errors import BackendError, InputError
 
-_READY_SECONDS: Final = 300.0
 _WORDS: Final = "the small red star left of the blue cross"
 _SETTLED: Final = 0.1
 """Share of the requests after which memory is looked at first."""
@@ -121,16 +118,17 @@ def measure(args: argparse.Namespace, command: tuple[str, ...]) -> ServeRecord:
     for name, least in (("turns", 1), ("requests", 0), ("clients", 1), ("pictures", 1)):
         if getattr(args, name) < least:
             raise InputError(f"--{name} is {getattr(args, name)}: give {least} or more")
-    picture = _picture(args.image, 0)
-    with Engine(args.bundle) as engine, _server(args.bundle, args.server_options) as server:
+    picture = jpeg(args.image, 0)
+    options = args.server_options.split()
+    with Engine(args.bundle) as engine, cris_serve(args.bundle, options) as server:
         overheads = tuple(
-            _overhead(engine, server.url, picture, args.turns, known=known)
+            _overhead(engine, server.address, picture, args.turns, known=known)
             for known in (False, True)
         )
         choice = f"{engine.info.backend} on {engine.info.device} in {engine.info.compute}"
         load = None
         if args.requests:
-            pictures = [_picture(args.image, number) for number in range(args.pictures)]
+            pictures = [jpeg(args.image, number) for number in range(args.pictures)]
             load = asyncio.run(_load(server, pictures, args.requests, args.clients))
     return ServeRecord(
         describe(), args.bundle.name, choice, server.ready_seconds, overheads, load, command
@@ -165,64 +163,12 @@ def describe_run(record: ServeRecord) -> str:
     return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class _Server:
-    url: str
-    pid: int
-    ready_seconds: float
-
-
-@contextmanager
-def _server(bundle: Path, options: str) -> Iterator[_Server]:
-    import httpx
-
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-    command = [
-        *(sys.executable, "-m", "cris_deploy.cli.serve", str(bundle), "--port", str(port)),
-        *options.split(),
-    ]
-    url, began = f"http://127.0.0.1:{port}", time.perf_counter()
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-        try:
-            while True:
-                if process.poll() is not None or time.perf_counter() - began > _READY_SECONDS:
-                    log.seek(0)
-                    end = log.read()[-1000:].decode(errors="replace")
-                    raise BackendError(f"cris-serve does not become ready: {end}")
-                try:
-                    if httpx.get(f"{url}/ready").status_code == 200:
-                        break
-                except httpx.TransportError:
-                    time.sleep(0.02)
-            yield _Server(url, process.pid, time.perf_counter() - began)
-        finally:
-            process.terminate()
-            process.wait()
-
-
-def _picture(path: Path | None, number: int) -> bytes:
-    """A JPEG that was not sent before: bytes behind its end change its hash and its cost not."""
-    if path is not None:
-        try:
-            return path.read_bytes() + number.to_bytes(4, "big")
-        except OSError as error:
-            raise InputError(f"--image {path} cannot be read: {error}") from error
-    rng = np.random.default_rng(number)
-    small = rng.integers(0, 256, (24, 32, 3), np.uint8)
-    pixels = cv2.resize(small, (640, 480), interpolation=cv2.INTER_CUBIC)
-    _, data = cv2.imencode(".jpg", pixels)
-    return data.tobytes()
-
-
-def _overhead(engine: Engine, url: str, picture: bytes, turns: int, *, known: bool) -> Overhead:
+def _overhead(engine: Engine, address: str, picture: bytes, turns: int, *, known: bool) -> Overhead:
     by_engine, by_http = [], []
     # A plain client: what a comfortable one costs is not the server's.
-    with closing(HTTPConnection(url.removeprefix("http://"))) as client:
+    with closing(HTTPConnection(address)) as client:
         for turn in range(turns + 3):
-            image = picture if known else _picture(None, 10**6 + turn)
+            image = picture if known else jpeg(None, 10**6 + turn)
             words = f"{_WORDS} {turn}"
             path = f"/v1/segment?{urlencode({'expression': words})}"
             began = time.perf_counter()
@@ -239,7 +185,7 @@ def _overhead(engine: Engine, url: str, picture: bytes, turns: int, *, known: bo
     return Overhead(tuple(by_engine), tuple(by_http), known)
 
 
-async def _load(server: _Server, pictures: list[bytes], requests: int, clients: int) -> Load:
+async def _load(server: WebServer, pictures: list[bytes], requests: int, clients: int) -> Load:
     import httpx
 
     times: list[float] = []
@@ -265,7 +211,9 @@ async def _load(server: _Server, pictures: list[bytes], requests: int, clients: 
             times.append(1e3 * (time.perf_counter() - began))
 
     limits = httpx.Limits(max_connections=clients)
-    async with httpx.AsyncClient(base_url=server.url, timeout=120, limits=limits) as connection:
+    async with httpx.AsyncClient(
+        base_url=f"http://{server.address}", timeout=120, limits=limits
+    ) as connection:
         began = time.perf_counter()
         await asyncio.gather(*(client(connection) for _ in range(clients)))
         seconds = time.perf_counter() - began

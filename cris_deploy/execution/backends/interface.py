@@ -158,7 +158,7 @@ class Choice:
 
     @property
     def place(self) -> str:
-        """The device as it is asked for: "cpu", "cuda", "cuda:1"."""
+        """The device as it is asked for, with its number unless that is 0."""
         return place(self.device, self.index)
 
 

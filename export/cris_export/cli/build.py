@@ -13,6 +13,11 @@ from cris_export.plans.options import PlanKind, PlanOptions
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Build, and print a table of the plans; exit 0, or 2 for unusable input."""
+    args = _parser().parse_args(argv)
+    return guarded("cris-export", lambda: _run(args))
+
+
+def _parser() -> Parser:
     parser = Parser(
         prog="cris-export build",
         description="Build TensorRT plans for a bundle there is, and list them in its manifest.\n"
@@ -24,8 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="what cris-export wrote")
     add_plans(parser)
-    args = parser.parse_args(argv)
-    return guarded("cris-export", lambda: _run(args))
+    return parser
 
 
 def add_plans(parser: argparse.ArgumentParser) -> None:

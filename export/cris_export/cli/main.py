@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from cris_deploy.bundle.manifest import DEFAULT_MIN_IOU
 from cris_deploy.cli import Parser, guarded
 from cris_deploy.errors import InputError
-from cris_export.cli import Steps, build, check
+from cris_export.cli import Steps, build, check, triton, web
 from cris_export.errors import ParityError
 
 if TYPE_CHECKING:
@@ -21,12 +21,19 @@ if TYPE_CHECKING:
 
 EXIT_PARITY = 1
 
-_COMMANDS = {"check": check.main, "build": build.main}
+_COMMANDS = {
+    "check": check.main,
+    "build": build.main,
+    "triton": triton.main,
+    "web": web.main,
+}
 _MOVED = {"--check": "check", "--bundle": "build"}
 _EPILOG = """\
 commands, each with a --help of its own:
   cris-export check BUNDLE   prove a bundle again, on the machine that will serve
   cris-export build BUNDLE   build TensorRT plans for a bundle there is
+  cris-export triton BUNDLE REPO   write a model repository for Triton Inference Server
+  cris-export web BUNDLE DIR   write a page that finds masks in the browser
 """
 
 

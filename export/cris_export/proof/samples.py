@@ -82,7 +82,8 @@ def read_samples(path: Path | None, flag: str = "--samples") -> list[SampleSourc
     """
     path = path or PACKAGED
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # A line ends with its newline; Unicode's other line ends stand in JSON as they are.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{flag} {path}: cannot be read as a JSONL file: {error}") from error
     samples = []

@@ -4,6 +4,7 @@ import pytest
 
 from cris_deploy import __version__
 from cris_deploy.cli import Parser
+from cris_deploy.execution.backends import Device
 
 EXAMPLES = ("cris-x " + "a" * 100, "cris-x b --c d")
 
@@ -24,3 +25,11 @@ def test_version_is_the_commands_not_its_subcommands(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out == f"cris-x {__version__}\n"
     with pytest.raises(SystemExit, match="2"):
         parser.parse_args(["y", "--version"])
+
+
+def test_choices_of_an_enum_are_shown_by_their_values(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = Parser(prog="cris-x")
+    parser.add_argument("--device", choices=["auto", *Device])
+    with pytest.raises(SystemExit, match="2"):
+        parser.parse_args(["--device", "tpu"])
+    assert "(choose from 'auto', 'cpu', 'cuda')" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """A server from start to end: who may ask, how it ends, how its bundle is replaced, who is lost."""
 
 import asyncio
+import dataclasses
 import os
 import shutil
 import signal
@@ -18,7 +19,9 @@ import httpx
 import numpy as np
 import pytest
 
+from cris_deploy.batcher import BatchLimits
 from cris_deploy.errors import BundleError, InputError
+from cris_deploy.execution.backends import Device
 from cris_deploy.execution.steps import Picture
 from cris_deploy.serving import app as apps
 from cris_deploy.serving.answers import Refused
@@ -360,7 +363,18 @@ def test_options_go_through_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     assert from_environment() == (options, None)
 
 
-@pytest.mark.parametrize("bad", [{"timeout": 0}, {"max_body": 0}, {"batch_pairs": 1.5}])
+def test_batches_suit_the_device_unless_they_are_asked_for():
+    options = ServeOptions("any.bundle", waiting=10)
+    for device in Device:
+        suits = BatchLimits.of(device)
+        assert options.batch_limits(device, reserved=2) == dataclasses.replace(suits, waiting=12)
+    asked = ServeOptions("any.bundle", batch_images=3, batch_pairs=5, batch_delay=0.5, waiting=7)
+    assert asked.batch_limits(Device.CUDA) == BatchLimits(3, 5, delay=0.5, waiting=7)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"timeout": 0}, {"max_body": 0}, {"batch_pairs": 1.5}, {"batch_delay": -1.0}]
+)
 def test_bad_options(bad: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(bad))):
         ServeOptions("x.bundle", **bad)
@@ -369,7 +383,7 @@ def test_bad_options(bad: dict[str, Any]) -> None:
 def test_masks_other_than_pytorch_s_fail_the_self_test(tiny_bundle: Path) -> None:
     from cris_deploy import Engine
     from cris_deploy.bundle.reading import Bundle
-    from cris_deploy.serving.service import self_test
+    from cris_deploy.serving.self_test import self_test
 
     bundle = Bundle.open(tiny_bundle)
 

@@ -232,3 +232,14 @@ def test_every_kind_of_segmentation() -> None:
         decode_segmentation({"size": [2, 2], "counts": b"04"}, 8, 10, "x")
     with pytest.raises(DataError, match="not polygons"):
         decode_segmentation("circle", 8, 10, "x")
+
+
+def test_an_object_of_several_polygons_is_all_of_them() -> None:
+    """As COCO cuts what something stands in front of; where two overlap it is one object still."""
+    squares = [(1, 1, 3, 3), (6, 2, 9, 5), (8, 4, 10, 7)]
+    polygons = [[float(at) for at in (x, y, u, y, u, v, x, v)] for x, y, u, v in squares]
+    wanted = np.zeros((8, 12), bool)
+    for left, top, right, bottom in squares:
+        wanted[top:bottom, left:right] = True
+    assert np.array_equal(decode_segmentation(polygons, 8, 12, "x"), wanted)
+    assert wanted.sum() == 4 + 9 + 6 - 1

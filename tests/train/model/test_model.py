@@ -161,3 +161,20 @@ def test_shapes_for_every_depth_and_head() -> None:
                 torch.zeros(2, 3, 64, 64), torch.ones(2, 17, dtype=torch.int64)
             )
             assert logits.shape == (2, 1, 16, 16)
+
+
+def test_positions_resized_by_products_are_those_of_interpolate() -> None:
+    """The way that repeats to the bit on a GPU, forwards and backwards."""
+    pool = Cris(CrisConfig.tiny(pool_grid=5)).backbone.visual.attnpool.double()
+    upstream = torch.randn(7 * 13, 256, dtype=torch.float64)
+    found = []
+    for exact in (False, True):
+        torch.use_deterministic_algorithms(exact)
+        try:
+            resized = pool.position_embedding(7, 13)
+            (gradient,) = torch.autograd.grad(resized, pool.positional_embedding, upstream)
+        finally:
+            torch.use_deterministic_algorithms(False)
+        found.append((resized, gradient))
+    for usual, exact_one in zip(*found, strict=True):
+        torch.testing.assert_close(exact_one, usual, rtol=1e-12, atol=1e-12)

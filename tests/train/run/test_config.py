@@ -30,34 +30,98 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
-def test_defaults_are_the_papers() -> None:
-    config = TrainConfig()
-    assert (config.learning_rate, config.weight_decay, config.backbone_factor) == (1e-4, 0.0, 0.1)
-    assert (config.images_per_batch, config.expressions_per_image, config.epochs) == (64, 1, 50)
-    assert (config.schedule, config.decay_epochs, config.decay_factor) == (
-        Schedule.STEP,
-        (35,),
-        0.1,
-    )
-    assert (config.draw, config.target) == (Draw.OBJECT, TargetSampling.NEAREST)
-    assert (config.clip_norm, config.warmup_steps, config.threshold) == (0.0, 0, 0.35)
-    assert config.sync_batch_norm
+# What the paper says (CRIS, section 4, implementation details), as literals.
+PAPER = {
+    "learning_rate": 1e-4,
+    "schedule": "step",
+    "decay_epochs": [35],
+    "decay_factor": 0.1,
+    "epochs": 50,
+    "images_per_batch": 64,
+    "threshold": 0.35,
+    "backbone_factor": 1.0,  # one rate; no other is named
+    "full_rate_epochs": 0,
+    "target": "nearest",  # equation 9: a pixel is the object's or it is not
+    "precision": "fp32",  # none is named
+}
+# What its implementation does: the keys of its YAML files where they say it.
+REFERENCE = {
+    "learning_rate": 1e-4,  # base_lr
+    "schedule": "step",
+    "decay_epochs": [35],  # milestones
+    "decay_factor": 0.1,  # lr_decay
+    "epochs": 50,  # epochs
+    "images_per_batch": 64,  # batch_size
+    "expressions_per_image": 1,  # its data set: one of an object's sentences, at random
+    "draw": "object",
+    "sync_batch_norm": True,  # sync_bn
+    "weight_decay": 0.0,  # weight_decay
+    "clip_norm": 0.0,  # max_norm
+    "warmup_steps": 0,
+    "threshold": 0.35,  # its evaluation
+    "backbone_factor": 0.1,  # lr_multi
+    "full_rate_epochs": 1,  # its optimiser's rates until the scheduler's first step
+    "target": "graded",  # its data set: a mask warped linearly and not cut
+    "precision": "fp16",  # its training loop: autocast and a loss scaler
+    "seed": 0,  # manual_seed
+}
+MODEL = {  # the same section, and the same YAML files
+    "input_size": 416,
+    "decoder_layers": 3,  # table 1's best, num_layers
+    "decoder_heads": 8,  # num_head
+    "decoder_ffn": 2048,  # dim_ffn
+    "neck_width": 512,  # vis_dim
+    "dropout": 0.1,
+    "contrastive": True,
+}
 
 
 @pytest.mark.parametrize("data", ["refcoco", "refcoco+", "refcocog_umd", "refcocog_google"])
 @pytest.mark.parametrize("architecture", ["r50", "r101"])
-def test_recipes_of_the_paper(data: str, architecture: str) -> None:
-    config = read_config(RECIPES / f"{data}_{architecture}.yaml")
-    words = 22 if data.startswith("refcocog") else 17
-    make = CrisConfig.rn50 if architecture == "r50" else CrisConfig.rn101
-    assert config.model == make(word_len=words)
+@pytest.mark.parametrize("name", ["paper", "reference"])
+def test_shipped_recipes_are_the_published_ones(data: str, architecture: str, name: str) -> None:
+    shipped = RECIPES / f"{data}_{architecture}.yaml"
+    config = read_config(shipped, [] if name == "reference" else [f"recipe={name}"])
+    values = plain(config)
+    for key, published in (PAPER if name == "paper" else REFERENCE).items():
+        assert values[key] == published, key
+    for key, published in MODEL.items():
+        assert values["model"][key] == published, key
+    # The same section: at most 17 tokens on RefCOCO and RefCOCO+, 22 on G-Ref.
+    assert config.model.word_len == (22 if data.startswith("refcocog") else 17)
+    # CLIP's two ResNets: blocks in each stage and the width of the joint space.
+    wide, blocks = (1024, (3, 4, 6, 3)) if architecture == "r50" else (512, (3, 4, 23, 3))
+    assert (config.model.embed_dim, config.model.image_layers) == (wide, blocks)
     folder, _, split_by = data.partition("_")
     assert (config.data, config.split_by) == (f"data/{folder}", split_by or "unc")
     assert config.clip == f"{architecture.replace('r', 'RN')}-quickgelu:openai"
     assert config.output == f"runs/{data}_{architecture}"
-    paper = TrainConfig()
-    for name in ("learning_rate", "images_per_batch", "epochs", "schedule", "draw", "target"):
-        assert getattr(config, name) == getattr(paper, name), name
+
+
+def test_a_published_recipe_gives_way_to_what_is_said(recipe: Path) -> None:
+    recipe.write_text("recipe: reference\nepochs: 60\n")
+    config = read_config(recipe, ["precision=bf16"])
+    assert (config.epochs, config.precision) == (60, Compute.BF16)
+    assert (config.full_rate_epochs, config.target) == (1, TargetSampling.GRADED)
+    assert read_config(recipe, ["recipe=null"]) == TrainConfig(epochs=60)
+    # Without a name, what a recipe of an earlier version left out means what it did.
+    before = TrainConfig()
+    assert (before.backbone_factor, before.full_rate_epochs) == (0.1, 0)
+    assert before.target is TargetSampling.NEAREST
+
+
+@pytest.mark.parametrize("name", ["papr", "3", "[paper]", "refcoco_r50"])
+def test_a_recipe_of_another_name(recipe: Path, name: str) -> None:
+    with pytest.raises(InputError, match=r"recipe is .*, expected paper or reference, or drop it"):
+        read_config(recipe, [f"recipe={name}"])
+
+
+def test_weights_to_start_from_replace_those_of_the_file() -> None:
+    shipped = RECIPES / "refcoco_r50.yaml"
+    config = read_config(shipped, ["init=best.pth"])
+    assert (config.init, config.clip) == ("best.pth", None)
+    with pytest.raises(InputError, match="clip and init both"):
+        read_config(shipped, ["init=best.pth", "clip=RN50.pt"])
 
 
 def test_every_recipe_that_is_shipped_can_be_read() -> None:
@@ -146,6 +210,7 @@ def test_overrides(recipe: Path) -> None:
         ("lessons=[{samples: 9, max_words: 0}]", "max_words is 0, expected an integer >= 1"),
         ("lessons=[{samples: 9, input_size: 100}]", "expected an integer that's a multiple of 32"),
         ("lessons=[{samples: 9}]", "with lessons use schedule: cosine"),
+        ("full_rate_epochs=-1", "full_rate_epochs is -1, expected an integer >= 0"),
     ],
 )
 def test_refused_overrides(recipe: Path, override: str, message: str) -> None:

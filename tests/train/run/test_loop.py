@@ -25,6 +25,9 @@ from cris_train.run.recipe import Lesson, Schedule
 from cris_train.synthetic.refer_files import write_scenes
 from tests.helpers.training import content, losses, rows, same, tiny_recipe
 
+aten = torch.ops.aten
+FORWARD = Cris.forward
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -65,11 +68,10 @@ def test_same_seed_same_model(folder: Path, tmp_path: Path) -> None:
 def test_a_reader_that_is_killed_during_a_step_is_named(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def step(self: Learner, batch: Any, number: int) -> float:
+    def step(self: Learner, batch: Any, number: int) -> None:
         for process in multiprocessing.active_children():
             os.kill(process.pid or 0, signal.SIGKILL)
         time.sleep(20)  # ends when the children's end is heard of
-        return 0.0
 
     monkeypatch.setattr(Learner, "step", step)
     with pytest.raises(DataError, match=r"is killed by signal.*lower workers \(now 1\)"):
@@ -231,9 +233,16 @@ def test_mixed_precision_follows_float32(folder: Path, tmp_path: Path, precision
 def test_float16_without_any_scale_left(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cris_train.run.learner.LEAST_SCALE", 2.0**17)  # it starts with 2 ** 16
-    with pytest.raises(TrainingError, match="overflow float16"):
-        run(folder, tmp_path, epochs=2, precision=Compute.FP16)
+    monkeypatch.setattr("cris_train.run.learner.MOST_SKIPPED", 3)
+
+    def failing(self: Cris, image: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        return FORWARD(self, image, tokens) * math.inf
+
+    monkeypatch.setattr(Cris, "forward", failing)
+    with pytest.raises(
+        TrainingError, match=r"step 3: .*, 3 times in a row, .*train.*Set precision=bf16 or fp32"
+    ):
+        run(folder, tmp_path, epochs=5, precision=Compute.FP16)
 
 
 def test_average_of_the_weights_is_what_is_kept(folder: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cris_train.model import Cris, CrisConfig
-from cris_train.run.optim import UNUSED, optimizer, parameter_groups, rate_factor
+from cris_train.run.optim import UNUSED, optimizer, parameter_groups, rate_factor, scheduler
 from cris_train.run.recipe import Schedule, TrainConfig
 
 TINY = CrisConfig.tiny()
@@ -70,3 +70,19 @@ def test_cosine_schedule_rises_and_falls() -> None:
     assert [factor(step) for step in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
     assert factor(60) == pytest.approx(0.55)
     assert factor(110) == factor(200) == pytest.approx(0.1)
+
+
+def test_clip_has_the_whole_rate_at_first_where_that_is_asked() -> None:
+    model = Cris(TINY)
+    config = TrainConfig(model=TINY, full_rate_epochs=1, decay_epochs=(2,))
+    moved = optimizer(model, config)
+    rates = scheduler(moved, model, config, 9, 3)
+    seen = []
+    for _ in range(9):
+        seen.append([group["lr"] for group in moved.param_groups])
+        moved.step()
+        rates.step()
+    # Two groups of CLIP's part, then two of the rest.
+    assert seen[0] == seen[2] == pytest.approx([1e-4] * 4)
+    assert seen[3] == seen[5] == pytest.approx([1e-5] * 2 + [1e-4] * 2)
+    assert seen[6] == seen[8] == pytest.approx([1e-6] * 2 + [1e-5] * 2)

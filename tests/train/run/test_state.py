@@ -3,7 +3,7 @@
 import errno
 import resource
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from cris_deploy.documents import plain
 from cris_deploy.errors import CrisError, InputError
 from cris_deploy.execution.backends import Compute
 from cris_train import checkpoint
@@ -19,9 +20,9 @@ from cris_train.model import Cris, CrisConfig
 from cris_train.run import state
 from cris_train.run.learner import Learner
 from cris_train.run.loop import TrainResult, train
-from cris_train.run.recipe import TrainConfig
+from cris_train.run.recipe import Schedule, TrainConfig
 from cris_train.synthetic.refer_files import write_scenes
-from tests.helpers.training import content, rows, same, tiny_recipe
+from tests.helpers.training import content, losses, rows, same, tiny_recipe
 
 # Dropout, an average and six steps of two images in epochs of three.
 SHAPE = CrisConfig.tiny(dropout=0.1)
@@ -50,7 +51,7 @@ class Stopped(BaseException):
 
 @contextmanager
 def stopping_at(step: int) -> Iterator[None]:
-    def step_or_stop(self: Learner, batch: Any, number: int) -> float:
+    def step_or_stop(self: Learner, batch: Any, number: int) -> Any:
         if number == step:
             raise Stopped
         return STEP(self, batch, number)
@@ -122,7 +123,7 @@ def test_a_run_is_not_overwritten(folder: Path, own: Path) -> None:
     [
         ({"learning_rate": 1e-3}, "learning_rate was 0.003, is 0.001"),
         ({"seed": 1, "ema": 0.0}, "seed was 0, is 1; ema was 0.9, is 0.0"),
-        ({"epochs": 3}, "epochs was 2, is 3"),
+        ({"epochs": 1}, "4 steps are done, and with epochs=1 the run has 3: set epochs to what"),
         (
             {"model": CrisConfig.tiny(dropout=0.1, decoder_layers=2)},
             "model.decoder_layers was 1, is 2",
@@ -140,7 +141,8 @@ def test_another_recipe_is_named(
 
 def test_what_does_not_change_numbers_may_change(folder: Path, own: Path, tmp_path: Path) -> None:
     moved = Path(shutil.copytree(own, tmp_path / "moved"))
-    quiet(recipe(folder, moved, recompute=True, save_every=7, cache=False), resume=True)
+    may: dict[str, Any] = {"validate_every": 4, "skip_broken": True}
+    quiet(recipe(folder, moved, recompute=True, save_every=7, cache=False, **may), resume=True)
     quiet(recipe(folder, own), resume=True)
     left, right = content(own / "last.pth"), content(moved / "last.pth")
     assert same(left["state_dict"], right["state_dict"])
@@ -151,6 +153,124 @@ def test_another_data_set_is_named(own: Path, tmp_path: Path) -> None:
     write_scenes(other, {"train": 8, "val": 2}, seed=1)
     with pytest.raises(CheckpointError, match=r"an epoch had \[3\] steps, has \[4\]"):
         quiet(recipe(other, own), resume=True)
+
+
+def changed_recipe(output: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """As another version would have stored it."""
+    raw = torch.load(output / "last.pth", weights_only=True)
+    change(raw["training"]["recipe"])
+    torch.save(raw, output / "last.pth")
+
+
+# Of version 0.1.0's record of a run; what is not here was added since.
+FIRST_SETTINGS = [
+    "model",
+    "clip",
+    "init",
+    "data",
+    "images",
+    "split_by",
+    "train_split",
+    "val_split",
+    "skip_broken",
+    "output",
+    "seed",
+    "draw",
+    "target",
+    "images_per_batch",
+    "expressions_per_image",
+    "workers",
+    "cache",
+    "learning_rate",
+    "backbone_factor",
+    "weight_decay",
+    "schedule",
+    "decay_epochs",
+    "decay_factor",
+    "final_factor",
+    "warmup_steps",
+    "clip_norm",
+    "epochs",
+    "lessons",
+    "device",
+    "precision",
+    "accumulate",
+    "recompute",
+    "sync_batch_norm",
+    "compile",
+    "deterministic",
+    "ema",
+    "validate_every",
+    "val_images",
+    "threshold",
+    "sheet_tiles",
+    "save_every",
+    "log_every",
+    "tensorboard",
+]
+
+
+def test_a_run_of_an_earlier_version_goes_on(folder: Path, own: Path, tmp_path: Path) -> None:
+    def as_before(stored: dict[str, Any]) -> None:
+        for name in [*stored]:
+            if name not in FIRST_SETTINGS:
+                del stored[name]
+        del stored["model"]["word_len"]  # the model's shape may get settings, too
+
+    changed_recipe(own, as_before)
+    raw = torch.load(own / "last.pth", weights_only=True)
+    for name in ("skipped", "owed"):
+        del raw["training"]["progress"][name]
+    raw["training"]["progress"]["of_tomorrow"] = 1
+    torch.save(raw, own / "last.pth")
+    quiet(recipe(folder, own), resume=True)
+    whole = quiet(recipe(folder, tmp_path / "whole"))
+    assert same(content(own / "last.pth")["state_dict"], content(whole.last)["state_dict"])
+    # A setting that was added since is compared as what it means: as before.
+    assert plain(TrainConfig())["full_rate_epochs"] == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("of_tomorrow", 3, "of another version: its recipe: of_tomorrow is not known"),
+        ("schedule", "spiral", 'of another version: its recipe: schedule is "spiral", expected st'),
+    ],
+)
+def test_a_run_of_a_later_version_is_told(
+    folder: Path, own: Path, key: str, value: Any, message: str
+) -> None:
+    changed_recipe(own, lambda stored: stored.__setitem__(key, value))
+    with pytest.raises(CheckpointError, match=message) as error:
+        quiet(recipe(folder, own), resume=True)
+    assert "go on with the version that wrote it, or keep its weights with init=" in str(
+        error.value
+    )
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("schedule", [Schedule.STEP, Schedule.COSINE])
+def test_a_run_can_be_made_longer(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: Schedule
+) -> None:
+    changes: dict[str, Any] = {"schedule": schedule, "decay_epochs": (1,)}
+    rates: list[float] = []
+
+    def step(self: Learner, batch: Any, number: int) -> Any:
+        rates.append(self.optimizer.param_groups[-1]["lr"])
+        return STEP(self, batch, number)
+
+    monkeypatch.setattr(Learner, "step", step)
+    quiet(recipe(folder, tmp_path, epochs=1, **changes))
+    quiet(recipe(folder, tmp_path, epochs=2, **changes), resume=True)
+    assert [int(row["step"]) for row in rows(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    quiet(recipe(folder, tmp_path / "whole", epochs=2, **changes))
+    # The steps that were left have the rates of the longer run.
+    parts, whole = rates[:6], rates[6:]
+    assert parts[3:] == whole[3:]
+    assert (parts[:3] == whole[:3]) is (schedule is Schedule.STEP)
+    if schedule is Schedule.STEP:  # which does not look ahead
+        assert losses(tmp_path) == losses(tmp_path / "whole")
 
 
 def test_weights_alone_are_no_run(folder: Path, own: Path) -> None:

@@ -24,6 +24,12 @@ _COUNTED = ("images", "objects", "expressions")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse and look. Exit 0, 1 for a data set with faults, 2 for unusable input."""
+    args = _parser().parse_args(argv)
+    action = _check if args.command == "check" else _speed
+    return guarded("cris-data", lambda: action(args))
+
+
+def _parser() -> Parser:
     parser = Parser(
         prog="cris-data",
         description="Look a data set over.",
@@ -63,9 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.add_argument("--images", type=Path, metavar="DIR", help="folder of the pictures")
         command.add_argument("--split-by", default="unc", help="unc, umd or google (unc)")
         command.add_argument("--json", action="store_true", help="print JSON")
-    args = parser.parse_args(argv)
-    action = _check if args.command == "check" else _speed
-    return guarded("cris-data", lambda: action(args))
+    return parser
 
 
 def _check(args: argparse.Namespace) -> int:

@@ -132,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         metavar="N",
         help="tokens of an expression, for a checkpoint that does not say: 17 for RefCOCO and "
-        "RefCOCO+, 22 for G-Ref (17)",
+        "RefCOCO+ (on which it is the default), 22 for G-Ref",
     )
     out = parser.add_argument_group("results")
     out.add_argument(

@@ -12,6 +12,35 @@ from cris_deploy.errors import InputError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse and write. Exit 0, or 2 for unusable input."""
+    args = _parser().parse_args(argv)
+
+    def run() -> int:
+        from cris_train.synthetic.made import Maker
+        from cris_train.synthetic.named import sources
+        from cris_train.synthetic.named.maker import NamedMaker
+        from cris_train.synthetic.refer_files import ShapesMaker, write_scenes
+
+        cache = args.cache if args.cache is not None else sources.default_cache()
+        if args.fetch:
+            sources.fetch(cache)
+        if args.output is None:
+            if args.fetch:
+                return 0
+            raise InputError("output is missing: give the folder of the data set, or --fetch")
+        maker: Maker = ShapesMaker()
+        if args.kind != "shapes":
+            sources.require(cache)
+            maker = NamedMaker(cache)
+        counts = {"train": args.train, "val": args.val}
+        if args.test:
+            counts["test"] = args.test
+        write_scenes(args.output, counts, args.seed, workers=args.workers, maker=maker)
+        return 0
+
+    return guarded("cris-scenes", run)
+
+
+def _parser() -> Parser:
     parser = Parser(
         prog="cris-scenes",
         description="Generate referring scenes in RefCOCO's own file format: coloured shapes, or "
@@ -42,31 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--cache", type=Path, metavar="DIR", help="folder of these pictures (~/.cache/cris/named)"
     )
-    args = parser.parse_args(argv)
-
-    def run() -> int:
-        from cris_train.synthetic.named import sources
-        from cris_train.synthetic.named.maker import NamedMaker
-        from cris_train.synthetic.refer_files import ShapesMaker, write_scenes
-
-        cache = args.cache if args.cache is not None else sources.default_cache()
-        if args.fetch:
-            sources.fetch(cache)
-        if args.output is None:
-            if args.fetch:
-                return 0
-            raise InputError("output is missing: give the folder of the data set, or --fetch")
-        named = args.kind == "named"
-        if named:
-            sources.require(cache)
-        counts = {"train": args.train, "val": args.val}
-        if args.test:
-            counts["test"] = args.test
-        maker = NamedMaker(cache) if named else ShapesMaker()
-        write_scenes(args.output, counts, args.seed, workers=args.workers, maker=maker)
-        return 0
-
-    return guarded("cris-scenes", run)
+    return parser
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from torch.utils.data import default_collate
 
 from cris_deploy.pixels import image as images
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -104,11 +106,11 @@ def unpack_on_device(packed: PackedBatch, device: torch.device) -> Batch:
     square = packed.square.to(device, non_blocking=True)
     target = packed.target.to(device, non_blocking=True)
     # NHWC -> NCHW. Tables, because devices divide by a constant in ways of their own.
-    image = _picture_values().to(device)[square.int() + channel].permute(0, 3, 1, 2)
+    image = _picture_values(device)[square.int() + channel].permute(0, 3, 1, 2)
     return Batch(
         image,
         packed.tokens.to(device, non_blocking=True),
-        _target_values().to(device)[target.int()],
+        _target_values(device)[target.int()],
         packed.names,
     )
 
@@ -124,13 +126,16 @@ def pack(samples: Sequence[Sample]) -> PackedBatch:
 
 
 @cache
-def _picture_values() -> Tensor:
-    """What deployment's `normalise` makes of each value, (3 * 256,) float32, red first."""
+def _picture_values(device: torch.device = CPU) -> Tensor:
+    """What deployment's `normalise` makes of each value, (3 * 256,) float32, red first.
+
+    On its device for good: a copy from memory that is not pinned waits for it.
+    """
     every = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
-    return torch.from_numpy(images.normalise(every).reshape(-1))
+    return torch.from_numpy(images.normalise(every).reshape(-1)).to(device)
 
 
 @cache
-def _target_values() -> Tensor:
-    """(256,) float32, 0 to 1."""
-    return torch.from_numpy(np.arange(256, dtype=np.float32) / np.float32(255))
+def _target_values(device: torch.device = CPU) -> Tensor:
+    """(256,) float32, 0 to 1; as above."""
+    return torch.from_numpy(np.arange(256, dtype=np.float32) / np.float32(255)).to(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,17 +11,20 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
-from cris_deploy.errors import DataError, InputError
+from cris_deploy.errors import InputError
 from cris_train.data.batch import Batch, PackedBatch
 from cris_train.data.dataset import ReferData
 from cris_train.data.feed import FeedPlan
 from cris_train.data.pictures import require_pictures
 from cris_train.data.rows import Part, Request, Row, Rows, gather, generator, one_cv2_thread
+from cris_train.errors import ReaderError
 
 # Batches that each worker prepares ahead: so many and the one in use are in memory.
 PREFETCH = 2
 # What it is to take a batch over from a worker that has just ended.
 LOST = (ConnectionError, EOFError, FileNotFoundError)
+# By then the signal of that worker's end is here, too, and not anywhere later in the process.
+SIGNAL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -150,14 +154,17 @@ class Feed:
     def _parts(self) -> Iterator[Part]:
         if self._plan.workers:  # the first pass starts them
             one_cv2_thread()
-        parts: Iterator[Part] = iter(self._loader)
+        parts: Iterator[Part] | None = None
         while True:
             with lost_workers_named(self._plan.workers):
                 try:
+                    # A pass after the first one talks with the workers before its first batch.
+                    parts = iter(self._loader) if parts is None else parts
                     part = next(parts)
                 except StopIteration:
                     return
                 except LOST as error:
+                    time.sleep(SIGNAL_SECONDS)
                     raise _ended(error, self._plan.workers) from error
             yield part
 
@@ -178,7 +185,7 @@ class Feed:
 
 @contextmanager
 def lost_workers_named(workers: int) -> Iterator[None]:
-    """Raise DataError when torch says that a worker is gone.
+    """Raise ReaderError when torch says that a worker is gone.
 
     It says so in a signal's handler, wherever the process is: whoever trains is to have this around
     its steps, too.
@@ -191,8 +198,8 @@ def lost_workers_named(workers: int) -> Iterator[None]:
         raise _ended(error, workers) from error
 
 
-def _ended(error: Exception, workers: int) -> DataError:
-    return DataError(
+def _ended(error: Exception, workers: int) -> ReaderError:
+    return ReaderError(
         f"a process that reads pictures ended ({error}): memory is the usual reason, lower "
         f"workers (now {workers}) or images_per_batch"
     )

@@ -123,7 +123,10 @@ def pick(
     """
     if split not in splits:
         known = ", ".join(splits) or "none at all"
-        raise DataError(f"{root} has no references in split {split!r}: it has {known}")
+        raise DataError(
+            f"{root} has no references in split {split!r}: it has {known}; choose from these "
+            "(train_split and val_split of a recipe, --split of cris-eval), or add one"
+        )
     return splits[split]
 
 

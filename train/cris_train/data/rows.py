@@ -15,6 +15,7 @@ from cris_deploy.errors import CrisError, DataError, ImageError
 from cris_train.data.batch import PackedBatch, Sample, pack
 from cris_train.data.dataset import ReferData
 from cris_train.data.feed import Draw, FeedPlan
+from cris_train.errors import ReaderError
 
 # So many unusable pictures in a row are not a few broken ones but a folder that is not there.
 MOST_BROKEN_IN_A_ROW = 20
@@ -131,8 +132,8 @@ def _entries(data: ReferData, draw: Draw) -> list[Entry]:
     ]
 
 
-def _not_shared(failure: RuntimeError) -> DataError:
-    return DataError(
+def _not_shared(failure: RuntimeError) -> ReaderError:
+    return ReaderError(
         f"processes that read pictures share too little memory ({failure}): a container's /dev/shm "
         "is 64 MB unless it is given more (docker run --shm-size=1g); or lower workers or "
         "images_per_batch; workers=0 needs none"

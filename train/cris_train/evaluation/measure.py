@@ -24,7 +24,7 @@ from cris_deploy.machine.versions import versions_of
 from cris_train import checkpoint as checkpoints
 from cris_train.autocast import AUTOCAST
 from cris_train.data.refer import ReferImage, pick
-from cris_train.data.splits import open_splits
+from cris_train.data.splits import is_refer, open_splits
 from cris_train.data.target import THRESHOLD
 from cris_train.evaluation.evaluate import Outcome, Segmenter, evaluate
 from cris_train.evaluation.report import (
@@ -67,7 +67,8 @@ class EvalOptions:
         precision: Arithmetic, as `Engine` takes it; a checkpoint's "auto" is fp32.
         threshold: Probability above which a pixel belongs to the mask; None for the bundle's own,
             for a checkpoint 0.35.
-        word_len: Of a checkpoint that does not say it; None for its own, or 17.
+        word_len: Of a checkpoint that does not say it; None for its own, or for 17 on RefCOCO and
+            RefCOCO+.
         limit: Pictures of each split, from the first; 0 for all.
         skip_broken: Leave out what cannot be used, and count and name it; else it is an error.
     """
@@ -233,6 +234,11 @@ def _opened(options: EvalOptions) -> Iterator[tuple[Segmenter, Measured, float]]
 def _open_checkpoint(options: EvalOptions, path: Path) -> tuple[TorchSegmenter, Measured, float]:
     device, precision = _torch_device(options.device), _torch_precision(options.precision)
     loaded = checkpoints.load(path, word_len=options.word_len)
+    if not loaded.has_config and options.word_len is None and not _of_17_tokens(options):
+        raise InputError(
+            f"--word-len: {path} does not say for how many tokens of an expression it was trained: "
+            f"give 22 for one of G-Ref, 17 for one of RefCOCO or RefCOCO+"
+        )
     # Channels last is faster on a CPU, too, and what tensor cores want.
     model = checkpoints.build(loaded).to(device.value).to(memory_format=torch.channels_last)
     config = loaded.config
@@ -256,6 +262,11 @@ def _open_checkpoint(options: EvalOptions, path: Path) -> tuple[TorchSegmenter, 
         precision=precision.value,
     )
     return segmenter, measured, threshold
+
+
+def _of_17_tokens(options: EvalOptions) -> bool:
+    """Whether the data are RefCOCO's or RefCOCO+'s, on which the reference takes 17."""
+    return options.split_by == "unc" and is_refer(options.data, options.split_by)
 
 
 def _torch_device(name: str) -> Device:

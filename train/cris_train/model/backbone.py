@@ -61,7 +61,11 @@ class DenseAttentionPool(AttentionPool2d):
         if height == width == self.grid:  # what resizing to the same size gives, too
             return grid
         grid = grid.T.reshape(1, -1, self.grid, self.grid)  # (G*G)C -> 1CGG
-        grid = F.interpolate(grid, size=(height, width), mode="bicubic", align_corners=False)
+        if torch.are_deterministic_algorithms_enabled():
+            # The gradient of interpolate adds up in any order on a GPU; that of products does not.
+            grid = _cubic(self.grid, height, grid) @ grid @ _cubic(self.grid, width, grid).T
+        else:
+            grid = F.interpolate(grid, size=(height, width), mode="bicubic", align_corners=False)
         return grid.flatten(2)[0].T  # 1CHW -> (HW)C
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,6 +85,13 @@ class DenseAttentionPool(AttentionPool2d):
         mixed = mixed.transpose(1, 2).reshape(batch, height * width, channels)  # -> B(HW)C
         dense = self.c_proj(mixed).transpose(1, 2).reshape(batch, -1, height, width)
         return F.relu(dense + residual)
+
+
+def _cubic(side: int, wanted: int, like: Tensor) -> Tensor:
+    """Weights that resize `side` values bicubically: (wanted, side), as interpolate has them."""
+    units = torch.eye(side, dtype=like.dtype, device=like.device)[None, :, :, None]  # 1SS1
+    found = F.interpolate(units, size=(wanted, 1), mode="bicubic", align_corners=False)
+    return found[0, :, :, 0].T
 
 
 class ImageEncoder(ModifiedResNet):

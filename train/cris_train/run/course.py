@@ -54,6 +54,14 @@ class Course:
                 f"accumulate is {config.accumulate}, and a process has {share} images of each "
                 f"batch: images_per_batch must divide by accumulate times processes"
             )
+        rows = share // config.accumulate * config.expressions_per_image
+        if rows == 1 and not (config.sync_batch_norm and process.world > 1):
+            raise InputError(
+                f"a process takes one expression at a time (images_per_batch="
+                f"{config.images_per_batch}, accumulate={config.accumulate}, {process.world} "
+                f"processes), and batch norm learns from two or more: lower accumulate, raise "
+                f"images_per_batch, or share statistics over processes (sync_batch_norm=true)"
+            )
         self._device = process.device
         self._stages: list[_Stage] = []
         self._broken: tuple[Broken, ...] = ()

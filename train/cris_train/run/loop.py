@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -11,25 +12,23 @@ from pathlib import Path
 import yaml
 
 from cris_deploy.documents import plain
-from cris_deploy.errors import InputError
+from cris_deploy.errors import CrisError, DataError, ImageError, InputError
 from cris_deploy.files import write_whole
 from cris_train.data.batch import Batch
-from cris_train.data.dataset import read_picture
 from cris_train.data.loader import lost_workers_named
 from cris_train.data.pictures import require_pictures
 from cris_train.data.refer import pick
 from cris_train.data.splits import open_splits
-from cris_train.errors import TrainingError
-from cris_train.evaluation.evaluate import Outcome, evaluate
+from cris_train.errors import ReaderError, TrainingError
 from cris_train.evaluation.metrics import MaskMetrics
-from cris_train.evaluation.segmenters import TorchSegmenter
-from cris_train.evaluation.sheet import Tile
 from cris_train.run import state
 from cris_train.run.course import Course
 from cris_train.run.distributed import Process, joined
-from cris_train.run.learner import Learner, NotFiniteError
+from cris_train.run.learner import Learner
 from cris_train.run.logbook import Logbook
 from cris_train.run.recipe import TrainConfig
+from cris_train.run.seen import NotFiniteError, Seen
+from cris_train.run.validation import UNUSABLE, Validation
 
 RECIPE = "recipe.yaml"
 
@@ -101,8 +100,8 @@ class _Run:
         )
         split = pick(splits, config.train_split, root)
         self.val = pick(splits, config.val_split, root)[: config.val_images or None]
-        # One that is not there would end the run after its first epoch.
-        require_pictures(image.path for image in self.val)
+        if not config.skip_broken:  # one that is not there would end the run after its first epoch
+            require_pictures(image.path for image in self.val)
         self.course = Course(config, split, process)
         self.learner = Learner(config, self.course, process)
         self.progress = state.Progress()
@@ -121,8 +120,8 @@ class _Run:
             f"expressions"
         )
         self.metrics = MaskMetrics()
-        self.sheet = _Sheet(config.sheet_tiles if process.writes else 0)
-        self.told_broken = 0
+        self.validation = Validation(config, process, self.val)
+        self.told_broken = self.told_skipped = 0
         self.clock = _Clock(self.progress.seconds)
         self.logbook: Logbook | None = None
         if process.writes:
@@ -142,10 +141,12 @@ class _Run:
 
     def to_end(self) -> TrainResult:
         """All steps that are left."""
-        if self.progress.step == self.course.steps:
-            self.metrics = self.measure()
+        if self.progress.owed:
+            self._validate()
+        elif self.progress.step == self.course.steps:
+            self.metrics = self.validation.measure(self.learner)
         with lost_workers_named(self.config.workers):
-            for batch in self.course.batches(self.progress.step):
+            for batch in self._batches():
                 self.step(batch)
         return TrainResult(
             best=self.folder / state.BEST,
@@ -156,42 +157,69 @@ class _Run:
             writes=self.process.writes,
         )
 
+    def _batches(self) -> Iterator[Batch]:
+        """Those that are left; what was learnt is saved before an unreadable one ends the run."""
+        try:
+            yield from self.course.batches(self.progress.step)
+        except (ImageError, DataError) as error:
+            self._note(self.learner.look())
+            if self.progress.step:
+                self._save()
+            saved = (self.folder / state.LAST).exists()
+            raise self._unusable(error, saved) from error
+
+    def _unusable(self, error: CrisError, saved: bool) -> CrisError:
+        """The error with what to do about it."""
+        again = "go on with --resume" if saved else "start again"
+        skips = self.config.skip_broken or isinstance(error, ReaderError)
+        mend = "" if skips else "mend it, or leave such pictures out with skip_broken=true, and "
+        return type(error)(f"{error}; {mend}{again}")
+
     def step(self, batch: Batch) -> None:
         """One optimiser step, and what is due after it."""
         config, progress = self.config, self.progress
         try:
-            loss = self.learner.step(batch, progress.step)
+            self._note(self.learner.step(batch, progress.step))
+            progress.step += 1
+            self.clock.count(config.samples_per_step)
+            validates = self._validation_due()
+            logs, saves = (progress.step % n == 0 for n in (config.log_every, config.save_every))
+            if validates or logs or saves:
+                self._note(self.learner.look())
         except NotFiniteError as error:
             last = self.folder / state.LAST
             kept = f"{last} is as it was before" if last.exists() else "nothing was saved before"
-            raise TrainingError(f"step {progress.step + 1}: {error}; {kept}") from error
-        progress.step += 1
-        progress.loss_sum += loss
-        progress.loss_count += 1
-        self.clock.count(config.samples_per_step)
-        if self.logbook is not None:
-            self.logbook.tick(loss)
-        if self._validation_due():
-            with self.clock.paused():
-                self.metrics = self.measure()
-            self._record(self.metrics)
+            raise TrainingError(f"step {error.number + 1}: {error}; {kept}") from error
+        if validates:
+            self._validate()
             return
-        if progress.step % config.log_every == 0:
+        if logs:
             self._log(None)
-        if progress.step % config.save_every == 0:
+        if saves:
             self._save()
 
-    def measure(self) -> MaskMetrics:
-        """Metrics on the validation pictures, which the processes share."""
-        segmenter = TorchSegmenter(
-            self.learner.judged,
-            threshold=self.config.threshold,
-            device=self.process.device,
-            autocast=self.learner.autocast,
-        )
-        mine = evaluate(segmenter, self.process.share(self.val), observe=self.sheet.see)
-        first, *others = self.process.all_of(mine)
-        return first.merge(others)
+    def _note(self, seen: Seen | None) -> None:
+        """Count what came of a step; the loss of one that was skipped may be no number."""
+        if seen is None:
+            return
+        self.progress.skipped += seen.skipped
+        if math.isfinite(seen.loss):
+            self.progress.loss_sum += seen.loss
+            self.progress.loss_count += 1
+        if self.logbook is not None:
+            self.logbook.tick(seen.loss)
+
+    def _validate(self) -> None:
+        """Measure and record; if that fails, a run that goes on does it first."""
+        self.progress.owed = True
+        try:
+            with self.clock.paused():
+                self.metrics = self.validation.measure(self.learner)
+        except UNUSABLE as error:
+            self._save()
+            raise self._unusable(error, saved=True) from error
+        self.progress.owed = False
+        self._record(self.metrics)
 
     def _record(self, metrics: MaskMetrics) -> None:
         """Log, draw, save: `best.pth` if it is, `last.pth` always."""
@@ -201,7 +229,7 @@ class _Run:
         progress.cur_iou, progress.precision = iou, shares
         progress.best_iou = max(iou, progress.best_iou)
         loss = self._log(metrics)
-        tiles = self.sheet.taken()
+        tiles = self.validation.tiles()
         if self.logbook is not None and tiles:
             self.logbook.sheet(
                 tiles, progress.step, f"step {progress.step:,}, mIoU {100 * iou:.1f}"
@@ -229,9 +257,9 @@ class _Run:
         return now // config.validate_every > before // config.validate_every
 
     def _log(self, metrics: MaskMetrics | None) -> float:
-        """Write a line; returns the mean loss since the last one."""
+        """Write a line; returns the mean loss since the last one, NaN if there was none."""
         progress = self.progress
-        loss = progress.loss_sum / max(1, progress.loss_count)
+        loss = progress.loss_sum / progress.loss_count if progress.loss_count else math.nan
         if self.logbook is not None:
             self.logbook.row(
                 step=progress.step,
@@ -253,7 +281,10 @@ class _Run:
 
     def _tell_broken(self) -> None:
         every = [b for part in self.process.all_of(self.course.broken) for b in part]
-        paths = {b.path: b.reason for b in every}
+        if self.progress.skipped > self.told_skipped:
+            self.told_skipped = self.progress.skipped
+            self.report(f"steps skipped so far, for float16 overflowed: {self.told_skipped:,}")
+        paths = self.validation.left_out | {b.path: b.reason for b in every}
         if len(paths) > self.told_broken:
             self.told_broken = len(paths)
             path, reason = next(iter(paths.items()))
@@ -287,29 +318,6 @@ class _Clock:
         speed = self._samples / max(now - self._since - self._paused, 1e-9)
         self._samples, self._since, self._paused = 0, now, 0.0
         return speed
-
-
-class _Sheet:
-    """Takes the first expression of each of the first pictures."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._tiles: dict[Path, Tile] = {}
-
-    def see(self, outcome: Outcome) -> None:
-        path = outcome.image.path
-        if len(self._tiles) < self._most and path not in self._tiles:
-            self._tiles[path] = Tile(
-                read_picture(outcome.image),
-                outcome.expression,
-                outcome.truth,
-                outcome.mask,
-                outcome.iou,
-            )
-
-    def taken(self) -> list[Tile]:
-        tiles, self._tiles = list(self._tiles.values()), {}
-        return tiles
 
 
 def _agree(process: Process, step: int) -> None:

@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from cris_train.model import Cris
 from cris_train.run.recipe import Schedule, TrainConfig
@@ -44,6 +45,32 @@ def parameter_groups(model: Cris, config: TrainConfig) -> list[dict[str, Any]]:
                     }
                 )
     return groups
+
+
+def scheduler(
+    optimizer: Optimizer, model: Cris, config: TrainConfig, steps: int, steps_per_epoch: int
+) -> LambdaLR:
+    """What moves the rates of `optimizer`, whose groups are `parameter_groups` of `model`."""
+    usual = rate_factor(config, steps, steps_per_epoch)
+
+    def of_clip(step: int) -> float:
+        full = step < config.full_rate_epochs * steps_per_epoch
+        return usual(step) / config.backbone_factor if full else usual(step)
+
+    slow = {id(parameter) for name, parameter in model.named_parameters() if _slow(name)}
+    return LambdaLR(
+        optimizer,
+        [of_clip if id(g["params"][0]) in slow else usual for g in optimizer.param_groups],
+    )
+
+
+def set_rates(scheduler: LambdaLR) -> None:
+    """Give the next step the rates of this schedule, after a state of another one was loaded."""
+    groups = zip(
+        scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
+    )
+    for group, base, factor in groups:
+        group["lr"] = base * factor(scheduler.last_epoch)
 
 
 def rate_factor(

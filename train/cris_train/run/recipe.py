@@ -1,4 +1,8 @@
-"""A training recipe. The defaults are the paper's; a file states what differs."""
+"""A training recipe: a file states what differs from the defaults, or from a published recipe.
+
+A setting that is added later has a default that means "as before": that is what a run of an earlier
+version goes on with (`state.py`).
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,7 @@ from cris_train.autocast import AUTOCAST
 from cris_train.data.feed import Draw
 from cris_train.data.target import THRESHOLD, TargetSampling
 from cris_train.model import CrisConfig
+from cris_train.run.published import published
 from cris_train.settings import read_values
 
 _COMPUTES: Final = " or ".join(AUTOCAST)
@@ -70,7 +75,7 @@ class TrainConfig:
         split_by: Who split it: unc, umd or google.
         train_split: Name of the split to learn from.
         val_split: Name of the split to measure on.
-        skip_broken: Leave out, and count, training pictures that cannot be used; else an error.
+        skip_broken: Leave out, and count, unusable pictures of either split; else an error.
         output: Folder for checkpoints and logs.
         seed: Of initialisation, order, draws and dropout.
         draw: What an epoch is: every object once (object) or every picture once (image).
@@ -81,6 +86,7 @@ class TrainConfig:
         cache: Keep read pictures in memory (small data sets).
         learning_rate: Of Adam, at its height. Weight decay is AdamW's; without it that is Adam.
         backbone_factor: CLIP's share of it, position embeddings excepted.
+        full_rate_epochs: Epochs at the start in which CLIP has the whole of it, too.
         weight_decay: On matrices and convolutions only.
         schedule: What becomes of the learning rate.
         decay_epochs: For `step`: after how many epochs it drops.
@@ -99,7 +105,8 @@ class TrainConfig:
             `compile`.
         sync_batch_norm: Batch statistics over all processes.
         compile: torch.compile.
-        deterministic: On a GPU, only kernels that repeat exactly; on a CPU they do anyway.
+        deterministic: On a GPU, only kernels that repeat exactly, or an error that names the
+            operation; on a CPU they do anyway.
         ema: Decay of an average of the weights, such as 0.999, that is measured and kept as best
             instead of the weights; 0 for none.
         validate_every: Expressions between two validations; 0 for an epoch.
@@ -130,6 +137,7 @@ class TrainConfig:
     cache: bool = False
     learning_rate: Annotated[float, Meta(gt=0, lt=1)] = 1e-4
     backbone_factor: Share = 0.1
+    full_rate_epochs: Count = 0
     weight_decay: Share = 0.0
     schedule: Schedule = Schedule.STEP
     decay_epochs: tuple[int, ...] = (35,)
@@ -172,6 +180,10 @@ class TrainConfig:
             )
         if self.lessons and self.schedule is Schedule.STEP:
             raise InputError("schedule step counts epochs: with lessons use schedule: cosine")
+        if self.full_rate_epochs and (self.lessons or not self.backbone_factor):
+            raise InputError(
+                "full_rate_epochs goes with epochs, not lessons, and with a backbone_factor above 0"
+            )
         if (
             list(self.decay_epochs) != sorted({*self.decay_epochs})
             or min(self.decay_epochs, default=1) < 1
@@ -189,8 +201,10 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
 
     Args:
         path: The YAML file; its keys are the fields of `TrainConfig`, `model` those of
-            `CrisConfig`.
-        overrides: `key=value` with the value in YAML; `model.word_len=22` reaches inside.
+            `CrisConfig`, and `recipe` the name of a published recipe (`published.py`) whose
+            settings go before the defaults.
+        overrides: `key=value` with the value in YAML; `model.word_len=22` reaches inside. Of `clip`
+            and `init` one that is given here replaces the other of the file.
 
     Raises:
         InputError: no such file, not YAML, a key that does not exist (with the nearest that does),
@@ -201,5 +215,12 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
         raise InputError(
             f"{path}: epochs and lessons both say how long: drop epochs, or set lessons=[]"
         )
+    named = values.pop("recipe", None)
+    if named is not None:
+        values = {**published(named), **values}
+    given = {override.partition("=")[0] for override in overrides}
+    for source, other in (("init", "clip"), ("clip", "init")):
+        if source in given and other not in given and values[source] is not None:
+            values[other] = None
     where = " ".join((str(path), "with", *overrides)) if overrides else str(path)
     return convert(TrainConfig, values, where)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from cris_deploy.documents import plain
+from cris_deploy.documents import convert, plain
+from cris_deploy.errors import InputError
 from cris_train import checkpoint
 from cris_train.errors import CheckpointError, TrainingError
 from cris_train.run.course import Course
@@ -22,6 +23,9 @@ LAST, BEST = "last.pth", "best.pth"
 FREE = {
     *("data", "images", "output", "device", "workers", "cache", "recompute", "compile"),
     *("sheet_tiles", "save_every", "log_every", "tensorboard"),
+    # These change them from here on, which a person may want of a run that is under way; `epochs`
+    # may rise.
+    *("skip_broken", "validate_every", "epochs"),
 }
 
 
@@ -38,6 +42,8 @@ class Progress:
         log_bytes: Length of log.csv.
         cur_iou: Newest validation mIoU; NaN before the first.
         precision: Newest precision at IoU thresholds.
+        skipped: Steps that the loss scaler has left out.
+        owed: The validation that is due after `step` failed, and is to be done first.
     """
 
     step: int = 0
@@ -48,6 +54,8 @@ class Progress:
     log_bytes: int = 0
     cur_iou: float = math.nan
     precision: dict[str, float] | None = None
+    skipped: int = 0
+    owed: bool = False
 
 
 def save_last(folder: Path, learner: Learner, course: Course, progress: Progress) -> None:
@@ -126,15 +134,35 @@ def resume(folder: Path, learner: Learner, course: Course) -> Progress | None:
     }
     try:
         learner.load_state(weights, state)
-        return Progress(**training["progress"])
+        known = {each.name for each in fields(Progress)}  # a later version may note more
+        found = Progress(**{k: v for k, v in training["progress"].items() if k in known})
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path}: does not fit this run: {str(error).splitlines()[0]}"
         ) from error
+    if found.step > course.steps:
+        raise CheckpointError(
+            f"{path}: {found.step:,} steps are done, and with epochs={learner.config.epochs} the "
+            f"run has {course.steps:,}: set epochs to what it was, or more"
+        )
+    return found
+
+
+def _as_now(path: Path, recipe: Any) -> Any:
+    """A recipe as a run has stored it, with settings that were added since at their defaults.
+
+    Raises:
+        CheckpointError: it has settings, or values of them, that this version does not know.
+    """
+    remedy = f"go on with the version that wrote it, or keep its weights with init={path}"
+    try:
+        return plain(convert(TrainConfig, recipe, "its recipe"))
+    except InputError as error:
+        raise CheckpointError(f"{path}: of another version: {error}; {remedy}") from error
 
 
 def _same(path: Path, training: Mapping[str, Any], config: TrainConfig, course: Course) -> None:
-    found = differences(training["recipe"], plain(config))
+    found = differences(_as_now(path, training["recipe"]), plain(config))
     changed = {name: pair for name, pair in found.items() if name.split(".")[0] not in FREE}
     if changed:
         told = "; ".join(f"{name} was {old}, is {new}" for name, (old, new) in changed.items())

@@ -1,0 +1,1 @@
+"""The page that finds masks in a browser; `cris-export web` joins it with a bundle."""

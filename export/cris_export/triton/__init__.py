@@ -1,0 +1,1 @@
+"""A bundle becomes a model repository of Triton Inference Server."""
