@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         maker: Maker = ShapesMaker()
         if args.kind != "shapes":
             sources.require(cache)
-            maker = NamedMaker(cache)
+            maker = NamedMaker(cache, first_lesson=args.kind == "names")
         counts = {"train": args.train, "val": args.val}
         if args.test:
             counts["test"] = args.test
@@ -54,8 +54,10 @@ def _parser() -> Parser:
     )
     parser.add_argument("output", type=Path, nargs="?", help="folder of the data set")
     parser.add_argument(
-        "--kind", choices=("shapes", "named"), default="shapes", help="what is in them (shapes)"
-    )
+        "--kind", choices=("shapes", "names", "named"), default="shapes",
+        help="what is in them; names: two or three large named things and no more than their "
+        "names, to learn from first (shapes)",
+    )  # fmt: skip
     parser.add_argument("--train", type=int, default=20000, metavar="N", help="scenes (20000)")
     parser.add_argument("--val", type=int, default=500, metavar="N", help="scenes (500)")
     parser.add_argument(

@@ -63,13 +63,20 @@ class Compositions(Enum):
 
 
 def describe(
-    facts: Facts, target: int, rng: np.random.Generator, compositions: Compositions
+    facts: Facts,
+    target: int,
+    rng: np.random.Generator,
+    compositions: Compositions,
+    *,
+    names_only: bool = False,
 ) -> tuple[Description, ...]:
     """Draw distinct expressions that mean thing `target`; none where it has nothing of its own."""
     rest = [kind for kind in Kind if kind not in FIRST]
     kinds = [*_shuffled(rng, FIRST), *_shuffled(rng, rest)]
     if rng.random() < 0.4:
         kinds = _shuffled(rng, kinds)
+    if names_only:
+        kinds = [Kind.NAME]
     found: dict[str, Description] = {}
     for kind in kinds:
         if len(found) == MOST:

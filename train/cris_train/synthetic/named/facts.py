@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from cris_train.synthetic.named.colours import name_pixels, shares
+from cris_train.synthetic.named.colours import colour_bits, shares
 from cris_train.synthetic.named.names import Thing
 from cris_train.synthetic.named.render import Drawing
 from cris_train.synthetic.named.scenes import Layout
@@ -32,7 +32,7 @@ class Seen:
         y: The same from the top.
         box: (x0, y0, x1, y1) of what is visible, pixels, the upper ends exclusive.
         size: Square root of its area in pixels, as if nothing stood before it.
-        colours: Colour -> share of its visible pixels.
+        colours: Colour -> shares of its visible pixels that surely, and that perhaps, go by it.
         covers: Indices of the things that it clearly stands before.
         touches: Indices of the things that it overlaps at all, before or behind.
     """
@@ -43,7 +43,7 @@ class Seen:
     y: float
     box: tuple[int, int, int, int]
     size: float
-    colours: Mapping[str, float]
+    colours: Mapping[str, tuple[float, float]]
     covers: frozenset[int]
     touches: frozenset[int]
 
@@ -74,7 +74,7 @@ def hidden(drawing: Drawing) -> list[int]:
 
 def look(layout: Layout, drawing: Drawing, things: Sequence[Thing], taken: frozenset[str]) -> Facts:
     """Measure a drawn scene."""
-    named = name_pixels(drawing.image)
+    bits = colour_bits(drawing.image)
     items = []
     for i, placed in enumerate(layout.placed):
         thing, mask = things[placed.thing], drawing.masks[i]
@@ -88,7 +88,7 @@ def look(layout: Layout, drawing: Drawing, things: Sequence[Thing], taken: froze
                 y=(box[1] + box[3]) / 2,
                 box=box,
                 size=float(np.sqrt(drawing.whole[i].sum())),
-                colours=shares(named, mask),
+                colours=shares(bits, mask),
                 covers=covers,
                 touches=touches,
             )

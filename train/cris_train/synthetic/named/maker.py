@@ -14,7 +14,7 @@ from cris_train.synthetic.named.facts import Facts, hidden, look
 from cris_train.synthetic.named.names import things
 from cris_train.synthetic.named.pictures import Pictures, background
 from cris_train.synthetic.named.render import Drawing, render
-from cris_train.synthetic.named.scenes import Layout, draw_layout, pick
+from cris_train.synthetic.named.scenes import Layout, draw_few, draw_layout, pick
 from cris_train.synthetic.named.sources import PHOTOGRAPHS
 from cris_train.synthetic.scenes import scene_rng
 
@@ -28,14 +28,15 @@ class NamedMaker:
     Attributes:
         categories: The usual names, in the order of `names.txt`.
         supercategory: For instances.json.
-        limit: How many names are used, from the first; 0 for all.
+        first_lesson: Two or three large things of different names, and no more than what they are
+            called: what a model learns from first.
     """
 
     supercategory = "thing"
 
-    def __init__(self, cache: Path, *, limit: int = 0) -> None:
-        self._pictures = Pictures(cache)
-        self.limit = limit
+    def __init__(self, cache: Path, *, first_lesson: bool = False) -> None:
+        self.pictures = Pictures(cache)
+        self.first_lesson = first_lesson
         self.categories = tuple(thing.name for thing in things())
 
     def make(self, seed: int, split: str, index: int) -> MadeScene:
@@ -47,7 +48,8 @@ class NamedMaker:
             masks=drawing.masks,
             categories=tuple(placed.thing for placed in layout.placed),
             descriptions=tuple(
-                describe(facts, target, scene_random, wanted) for target in range(len(facts.items))
+                describe(facts, target, scene_random, wanted, names_only=self.first_lesson)
+                for target in range(len(facts.items))
             ),
         )
 
@@ -55,22 +57,23 @@ class NamedMaker:
         self, seed: int, split: str, index: int
     ) -> tuple[Facts, Drawing, Layout, np.random.Generator]:
         """What is to be seen, the picture, the layout, and the generator that draws sentences."""
-        rng = scene_rng(seed, f"named {split}", index)
+        rng = scene_rng(seed, f"{'names' if self.first_lesson else 'named'} {split}", index)
         unseen = split == UNSEEN_SPLIT
-        known = things()[: self.limit or None]
+        known = things()
         while True:
             photograph = pick(rng, PHOTOGRAPHS)
             usable = [i for i, thing in enumerate(known) if not thing.words & photograph.shows]
             if not usable:
                 continue
-            layout = draw_layout(rng, known, usable)
+            draw = draw_few if self.first_lesson else draw_layout
+            layout = draw(rng, known, usable)
             behind = background(
-                rng, self._pictures, photograph, layout.height, layout.width, unseen=unseen
+                rng, self.pictures, photograph, layout.height, layout.width, unseen=unseen
             )
             paint_seed = int(rng.integers(2**31))
             while len(layout.placed) > 1:
                 # The same light again, without what was hidden.
-                drawing = render(np.random.default_rng(paint_seed), layout, behind, self._pictures)
+                drawing = render(np.random.default_rng(paint_seed), layout, behind, self.pictures)
                 gone = hidden(drawing)
                 if not gone:
                     return look(layout, drawing, known, photograph.shows), drawing, layout, rng

@@ -25,8 +25,8 @@ import numpy as np
 from cris_train.synthetic.expressions import Truth
 from cris_train.synthetic.named.facts import Facts, Seen
 
-COLOUR_TRUE: Final = 0.42  # share of visible pixels; it must be the largest share, too
-COLOUR_FALSE: Final = 0.10
+COLOUR_TRUE: Final = 0.42  # share of pixels that surely are; no other colour has a larger one
+COLOUR_FALSE: Final = 0.12  # share of pixels that perhaps are
 # Least lead over the next in a ranking: lengths of the shorter side, ratios of sizes.
 LEAD: Final = {"x": 0.07, "y": 0.07, "distance": 0.08}
 SIZE_LEAD: Final = 1.15
@@ -184,10 +184,9 @@ def _fitting(noun: Noun, facts: Facts) -> list[int] | None:
 
 
 def _coloured(colour: str, item: Seen) -> Truth:
-    share = item.colours.get(colour, 0.0)
-    if share >= COLOUR_TRUE and share == max(item.colours.values()):
-        return Truth.TRUE
-    return Truth.FALSE if share <= COLOUR_FALSE else Truth.DOUBTFUL
+    sure, perhaps = item.colours[colour]
+    true = sure >= COLOUR_TRUE and sure == max(other for other, _ in item.colours.values())
+    return _verdict(true, perhaps <= COLOUR_FALSE)
 
 
 def _at(place: Place, facts: Facts, item: Seen) -> Truth:

@@ -26,6 +26,12 @@ ONE_SECTION: Final = (
     0.45  # share of scenes whose things are all of one kind (animals, vehicles ...)
 )
 REPAINT: Final = 0.55  # share of things that come in any colour and are repainted
+# The first lesson: an eighth of the names fills half of its scenes, so that a model finds out on a
+# few names that words choose among things, before it learns the many.
+FEW: Final = (2, 3)
+FEW_DIAMETERS: Final = (0.38, 0.62)
+COMMON: Final = 0.5
+COMMON_EVERY: Final = 8
 # Centres are at least so many mean diameters apart: below 1, things overlap.
 SEPARATION: Final = 0.78
 TRIES: Final = 30
@@ -92,6 +98,23 @@ def draw_layout(rng: np.random.Generator, things: Sequence[Thing], usable: Seque
         placed.append(_thing(rng, things, index, *spot, diameter))
     order = rng.permutation(len(placed))
     return Layout(width, height, tuple(placed[int(i)] for i in order))
+
+
+def draw_few(rng: np.random.Generator, things: Sequence[Thing], usable: Sequence[int]) -> Layout:
+    """Draw a layout of two or three large things of different names."""
+    short = round(LONG_SIDE * rng.uniform(*ASPECT))
+    upright = rng.random() < UPRIGHT
+    width, height = (short, LONG_SIDE) if upright else (LONG_SIDE, short)
+    common = [i for i in usable if i % COMMON_EVERY == 0]
+    pool = common if common and rng.random() < COMMON else usable
+    placed: list[Placed] = []
+    for _ in range(int(rng.integers(FEW[0], FEW[1] + 1))):
+        index = pick(rng, pool)
+        diameter = float(rng.uniform(*FEW_DIAMETERS)) * short
+        spot = _free_spot(rng, width, height, diameter, placed)
+        if spot is not None and all(index != other.thing for other in placed):
+            placed.append(_thing(rng, things, index, *spot, diameter))
+    return Layout(width, height, tuple(placed))
 
 
 def _pool(rng: np.random.Generator, things: Sequence[Thing], usable: Sequence[int]) -> list[int]:
