@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,7 +27,6 @@ from cris_train.data.refer import ReferImage, pick
 from cris_train.data.splits import is_refer, open_splits
 from cris_train.data.target import THRESHOLD
 from cris_train.evaluation.evaluate import Outcome, Segmenter, evaluate
-from cris_train.evaluation.groups import AREA_GROUPS, WORDS_GROUPS, area_group, words_group
 from cris_train.evaluation.report import (
     EvalReport,
     KindScore,
@@ -158,18 +157,14 @@ def _score(
     observe: Callable[[Outcome], object],
     skip_broken: bool,
 ) -> SplitScore:
-    by_kind: dict[str, list[float]] = defaultdict(list)
-    by_words: dict[str, list[float]] = defaultdict(list)
-    by_area: dict[str, list[float]] = defaultdict(list)
+    ious: dict[str, list[float]] = defaultdict(list)
     measured: set[tuple[Path, int]] = set()
     left_out: list[LeftOut] = []
 
     def note(outcome: Outcome) -> None:
         measured.add((outcome.image.path, outcome.item.ref_id))
         if outcome.sentence_id in kinds:
-            by_kind[kinds[outcome.sentence_id]].append(outcome.iou)
-        by_words[words_group(outcome.expression)].append(outcome.iou)
-        by_area[area_group(float(outcome.truth.mean()))].append(outcome.iou)
+            ious[kinds[outcome.sentence_id]].append(outcome.iou)
         observe(outcome)
 
     def skip(image: ReferImage, error: CrisError) -> None:
@@ -192,9 +187,7 @@ def _score(
         mean_iou=metrics.mean_iou,
         overall_iou=metrics.overall_iou,
         precision=metrics.precision,
-        by_kind=_grouped(by_kind, sorted(by_kind)),
-        by_words=_grouped(by_words, WORDS_GROUPS),
-        by_area=_grouped(by_area, AREA_GROUPS),
+        by_kind={k: KindScore(len(v), sum(v) / len(v)) for k, v in sorted(ious.items())},
         left_out=tuple(left_out),
     )
 
@@ -303,10 +296,6 @@ def _torch_precision(name: str) -> Compute:
             f"--calibration FILE and give --bundle"
         )
     return precision
-
-
-def _grouped(ious: Mapping[str, list[float]], order: Sequence[str]) -> dict[str, KindScore]:
-    return {k: KindScore(len(v), sum(v) / len(v)) for k in order if (v := ious.get(k))}
 
 
 def _kinds(data: Path) -> dict[int, str]:

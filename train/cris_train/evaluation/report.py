@@ -101,8 +101,6 @@ class SplitScore:
         overall_iou: oIoU: total intersection over total union.
         precision: {"Pr@50": share of expressions with an IoU above 0.5, ...}.
         by_kind: For generated scenes, kind of expression -> score; else empty.
-        by_words: Number of words, in groups (`groups.py`) -> score.
-        by_area: Share of the picture that is meant, in groups -> score.
         left_out: What could not be measured.
     """
 
@@ -114,8 +112,6 @@ class SplitScore:
     overall_iou: Share
     precision: Mapping[str, Share]
     by_kind: Mapping[str, KindScore] = field(default_factory=dict)
-    by_words: Mapping[str, KindScore] = field(default_factory=dict)
-    by_area: Mapping[str, KindScore] = field(default_factory=dict)
     left_out: tuple[LeftOut, ...] = ()
 
     def __post_init__(self) -> None:

@@ -71,12 +71,11 @@ def _scores(report: EvalReport) -> str:
 
 def _kinds(report: EvalReport) -> str:
     rows = [
-        (f"{score.split}: {group}", f"{value.expressions:,}", f"{100 * value.mean_iou:.2f}")
+        (f"{score.split}: {kind}", f"{value.expressions:,}", f"{100 * value.mean_iou:.2f}")
         for score in report.splits
-        for groups in (score.by_kind, score.by_words, score.by_area)
-        for group, value in groups.items()
+        for kind, value in score.by_kind.items()
     ]
-    return to_markdown(("group of expressions", "expressions", "mIoU"), rows) if rows else ""
+    return to_markdown(("kind of expression", "expressions", "mIoU"), rows) if rows else ""
 
 
 def _differences(differences: Sequence[Difference]) -> str:
