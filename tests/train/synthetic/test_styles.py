@@ -15,7 +15,7 @@ from cris_train.synthetic.styles import CHALK_PALETTE, Style
 
 def test_a_style_changes_the_look_and_nothing_else(tmp_path: Path) -> None:
     for style in Style:
-        write_scenes(tmp_path / style, {"train": 3}, seed=4, style=style)
+        write_scenes(tmp_path / style, {"train": 3}, seed=4, maker=ShapesMaker(style))
     refs = [(tmp_path / style / "refs(unc).p").read_bytes() for style in Style]
     assert refs[0] == refs[1]
     for number in range(3):

@@ -124,7 +124,7 @@ class Description:
     """A sentence about one object of a scene, and the class it is counted in."""
 
     text: str
-    kind: ExpressionKind
+    kind: StrEnum
 
 
 def referent(expression: Expression, scene: Scene) -> int | None:

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from cris_deploy.errors import InputError
 from cris_train.synthetic.expressions import Description, describe
+from cris_train.synthetic.made import MadeScene, Maker
 from cris_train.synthetic.render import render
 from cris_train.synthetic.scenes import Scene, Shape, draw_scene, scene_rng
 from cris_train.synthetic.styles import Style
@@ -40,7 +41,7 @@ LONG_SIDE = (200, 400)
 ASPECT = (0.70, 1.0)
 JPEG_QUALITY = 92
 
-_CATEGORIES = {shape: number for number, shape in enumerate(Shape, start=1)}
+_SHAPES = tuple(Shape)
 
 
 @dataclass(frozen=True)
@@ -70,15 +71,40 @@ def split_scene(seed: int, split: str, index: int) -> tuple[Scene, np.random.Gen
     return draw_scene(rng, width=width, height=height), rng
 
 
+class ShapesMaker:
+    """Makes scenes of coloured shapes, in one style."""
+
+    categories = tuple(shape.value for shape in Shape)
+    supercategory = "shape"
+
+    def __init__(self, style: Style = Style.PLAIN) -> None:
+        self._style = style
+
+    def make(self, seed: int, split: str, index: int) -> MadeScene:
+        """Scene `index` of a split."""
+        scene, rng = split_scene(seed, split, index)
+        drawing = render(scene, self._style)
+        return MadeScene(
+            image=drawing.image,
+            masks=drawing.masks,
+            categories=tuple(_SHAPES.index(item.shape) for item in scene.objects),
+            descriptions=tuple(
+                describe(scene, number, rng) for number in range(len(scene.objects))
+            ),
+        )
+
+
 def write_scenes(
     out: Path,
     counts: Mapping[str, int],
     seed: int,
     *,
     workers: int = 1,
-    style: Style = Style.PLAIN,
+    maker: Maker | None = None,
 ) -> None:
     """Generate `counts[split]` scenes per split and write them to the folder `out`.
+
+    `maker` says what is in them: coloured shapes if it is not given.
 
     The same seed gives the same files. Splits never share a scene: each scene has a random
     generator of its own, seeded with the seed, the split and its number.
@@ -88,6 +114,7 @@ def write_scenes(
     """
     if not counts or any(count < 1 for count in counts.values()):
         raise InputError(f"counts: {dict(counts)}: give at least 1 scene per split")
+    maker = maker if maker is not None else ShapesMaker()
     if seed < 0:
         raise InputError(f"seed: {seed} is negative, give 0 or more")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -98,7 +125,7 @@ def write_scenes(
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     kinds: dict[int, str] = {}
-    for split, written in _generate(out / IMAGES_FOLDER, counts, seed, style, workers):
+    for split, written in _generate(out / IMAGES_FOLDER, counts, seed, workers, maker):
         image_id = len(images) + 1
         images.append(
             {
@@ -147,8 +174,8 @@ def write_scenes(
                 }
             )
     categories = [
-        {"id": number, "name": shape.value, "supercategory": "shape"}
-        for shape, number in _CATEGORIES.items()
+        {"id": number, "name": name, "supercategory": maker.supercategory}
+        for number, name in enumerate(maker.categories, start=1)
     ]
     instances = {
         "info": {"description": f"Generated referring scenes, seed {seed}"},
@@ -163,35 +190,33 @@ def write_scenes(
 
 
 def _generate(
-    folder: Path, counts: Mapping[str, int], seed: int, style: Style, workers: int
+    folder: Path, counts: Mapping[str, int], seed: int, workers: int, maker: Maker
 ) -> Iterator[tuple[str, _WrittenScene]]:
     with ProcessPoolExecutor(workers) as pool:
         for split, count in counts.items():
-            task = partial(_write_scene, folder, seed, style, split)
+            task = partial(_write_scene, folder, maker, seed, split)
             results = pool.map(task, range(count), chunksize=64)
             for written in tqdm(results, total=count, desc=f"{split} scenes", unit="scene"):
                 yield split, written
 
 
-def _write_scene(folder: Path, seed: int, style: Style, split: str, index: int) -> _WrittenScene:
-    scene, rng = split_scene(seed, split, index)
-    drawing = render(scene, style)
+def _write_scene(folder: Path, maker: Maker, seed: int, split: str, index: int) -> _WrittenScene:
+    made = maker.make(seed, split, index)
     file_name = f"scene_{split}_{index:06d}.jpg"
     path = folder / file_name
-    if not cv2.imwrite(
-        str(path), drawing.image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-    ):
+    if not cv2.imwrite(str(path), made.image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]):
         raise InputError(f"{path} cannot be written: check space and permissions")
     objects = []
-    for number, item in enumerate(scene.objects):
-        rle = coco_mask.encode(np.asfortranarray(drawing.masks[number], dtype=np.uint8))
+    for number, category in enumerate(made.categories):
+        rle = coco_mask.encode(np.asfortranarray(made.masks[number], dtype=np.uint8))
         objects.append(
             _WrittenObject(
-                category=_CATEGORIES[item.shape],
+                category=category + 1,
                 rle={"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")},
                 bbox=tuple(coco_mask.toBbox(rle).tolist()),
                 area=int(coco_mask.area(rle)),
-                descriptions=describe(scene, number, rng),
+                descriptions=made.descriptions[number],
             )
         )
-    return _WrittenScene(file_name, scene.width, scene.height, tuple(objects))
+    height, width = made.image.shape[:2]
+    return _WrittenScene(file_name, width, height, tuple(objects))

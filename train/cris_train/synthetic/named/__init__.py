@@ -1,0 +1,1 @@
+"""Generated scenes of named things: pictures of things on photographs, and what is said of them."""
