@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cris_train.cli.scenes import main
-from cris_train.synthetic.refer_files import split_scene, write_scenes
+from cris_train.synthetic.refer_files import ShapesMaker, split_scene, write_scenes
 from cris_train.synthetic.render import render
 from cris_train.synthetic.scenes import Colour
 from cris_train.synthetic.styles import CHALK_PALETTE, Style
