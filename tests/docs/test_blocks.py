@@ -80,9 +80,8 @@ def folder(
     """What pages presuppose: a checkout, a bundle and pictures under the names that they use."""
     for name in ("train", "docs", "benchmarks", "containers", "Makefile"):
         (tmp_path / name).symlink_to(ROOT / name)
-    for name in ("scenes", "cris_r50", "model", "x"):
-        shutil.copytree(exported.bundle, tmp_path / f"{name}.bundle", copy_function=os.link)
-    shutil.copytree(exported.bundle, tmp_path / "demo" / "scenes.bundle")  # onnx reads no links
+    for name in ("scenes", "cris_r50", "model", "demo/scenes", "x"):
+        shutil.copytree(exported.bundle, tmp_path / f"{name}.bundle")  # onnx reads no links
     for name in ("street.jpg", "table.jpg", "photo.jpg", "scene.png", "a.jpg", "b.jpg"):
         shutil.copy(ROOT / "train" / "demo" / "scene.png", tmp_path / name)
     line = {"image": "scene.png", "expression": "the purple cross"}
