@@ -13,7 +13,6 @@ from typing import Final
 import torch
 
 from cris_bench.budget import Budget
-from cris_bench.contestants.contestant import STAGES
 from cris_bench.contestants.ours import Way, find_ways
 from cris_bench.contestants.starters import choose_place, open_starters
 from cris_bench.exports import Exports, default_folder
@@ -27,7 +26,7 @@ from cris_bench.scopes.memory import measure_alone
 from cris_bench.scopes.races import Results, Tick, race, shapes
 from cris_bench.scopes.throughput import measure_throughput
 from cris_bench.subject import Step, Subject, prepare
-from cris_deploy.bundle.manifest import GraphName
+from cris_deploy.bundle.manifest import STAGES, GraphName
 from cris_deploy.execution.backends import BackendName, Compute
 from cris_deploy.words.tokenizer import TruncationWarning
 from cris_train.evaluation.measure import EvalOptions, measure

@@ -67,6 +67,10 @@ class GraphName(StrEnum):
     MASK_DECODER = "mask_decoder"
 
 
+STAGES: Final = (GraphName.IMAGE_ENCODER, GraphName.TEXT_ENCODER, GraphName.MASK_DECODER)
+"""In the order in which an image and an expression go through them."""
+
+
 class Precision(StrEnum):
     """Type of a bundle's weights and graphs: INT8 has pairs of QuantizeLinear, DequantizeLinear."""
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from cris_bench import cli
-from cris_bench.contestants.contestant import STAGES
 from cris_bench.contestants.cuda import PASSES
 from cris_bench.contestants.ours import Ours, Way, find_ways
 from cris_bench.contestants.starters import choose_place
@@ -20,6 +19,7 @@ from cris_bench.record.rows import Scope
 from cris_bench.scopes.entries import Field, Shape
 from cris_bench.scopes.inputs import random_image, random_tokens
 from cris_bench.scopes.races import Results, race
+from cris_deploy.bundle.manifest import STAGES
 from cris_deploy.bundle.reading import MANIFEST
 from cris_deploy.errors import BackendError, InputError
 from cris_deploy.execution.backends import BackendName, Compute, Device

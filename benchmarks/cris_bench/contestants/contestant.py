@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
 from cris_bench.place import Place
 from cris_bench.record.rows import Role
-from cris_deploy.bundle.manifest import GraphName
-
-STAGES: Final = (GraphName.IMAGE_ENCODER, GraphName.TEXT_ENCODER, GraphName.MASK_DECODER)
 
 
 @dataclass(frozen=True)

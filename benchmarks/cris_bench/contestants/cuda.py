@@ -8,10 +8,10 @@ from typing import Any, Final, cast
 
 from numpy.typing import NDArray
 
-from cris_bench.contestants.contestant import STAGES, Bound
+from cris_bench.contestants.contestant import Bound
 from cris_bench.place import Place
 from cris_bench.scopes.timing import Clocked, clocked
-from cris_deploy.bundle.manifest import GraphName
+from cris_deploy.bundle.manifest import STAGES, GraphName
 from cris_deploy.engine import Engine
 from cris_deploy.execution.backends import Graph
 from cris_deploy.execution.cuda.device import Lane

@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from cris_deploy.bundle.manifest import GraphName, Precision, Quantisation
+from cris_deploy.bundle.manifest import STAGES, GraphName, Precision, Quantisation
 from cris_deploy.bundle.reading import TOKENIZER, WEIGHTS, Bundle
 from cris_deploy.errors import InputError
 from cris_deploy.words.tokenizer import Tokenizer
@@ -23,7 +23,6 @@ from cris_export.proof.float32 import Reference, run_stages
 from cris_export.proof.samples import SampleSource
 from cris_export.write import BundleWriter
 
-STAGES = (GraphName.IMAGE_ENCODER, GraphName.TEXT_ENCODER, GraphName.MASK_DECODER)
 MOST_PAIRS = 128
 
 

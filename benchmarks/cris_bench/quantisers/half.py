@@ -12,10 +12,10 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from cris_bench.quantisers.bundles import STAGES, load_stages, scratch
+from cris_bench.quantisers.bundles import load_stages, scratch
 from cris_bench.quantisers.makers import Elsewhere
 from cris_bench.report.section import Section
-from cris_deploy.bundle.manifest import GraphName
+from cris_deploy.bundle.manifest import STAGES, GraphName
 from cris_deploy.bundle.reading import Bundle
 from cris_deploy.errors import CrisError, one_line
 from cris_deploy.pixels.mask import mask_from_logits, overlap

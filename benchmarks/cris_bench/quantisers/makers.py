@@ -17,8 +17,8 @@ import onnx
 import onnx_ir as ir
 from onnxruntime import quantization as ort
 
-from cris_bench.quantisers.bundles import STAGES, load_stages
-from cris_deploy.bundle.manifest import GraphName
+from cris_bench.quantisers.bundles import load_stages
+from cris_deploy.bundle.manifest import STAGES, GraphName
 from cris_deploy.errors import InputError
 from cris_export.precision.int8.calibration import observe
 from cris_export.precision.int8.equalise import equalise, find_moves

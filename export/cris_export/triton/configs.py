@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
-from cris_deploy.bundle.manifest import DType, GraphName, GraphSpec, TensorSpec
+from cris_deploy.bundle.manifest import STAGES, DType, GraphName, GraphSpec, TensorSpec
 from cris_deploy.serving.triton import INPUTS, MODEL, OUTPUTS, STRINGS, TensorConfig
 from cris_export.triton.options import RepositoryOptions
 from cris_export.triton.text import Message, Value, Word, entries
 
 ENSEMBLE: Final = f"{MODEL}_network"
-STAGES: Final = (GraphName.IMAGE_ENCODER, GraphName.TEXT_ENCODER, GraphName.MASK_DECODER)
 _TYPES: Final = {
     DType.FLOAT32: "TYPE_FP32",
     DType.FLOAT16: "TYPE_FP16",

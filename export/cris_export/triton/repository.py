@@ -15,14 +15,14 @@ import cv2
 import numpy as np
 
 import cris_deploy
-from cris_deploy.bundle.manifest import GraphName
+from cris_deploy.bundle.manifest import STAGES, GraphName
 from cris_deploy.bundle.plans import SIDECAR
 from cris_deploy.bundle.reading import ENGINES, MANIFEST, Bundle
 from cris_deploy.documents import to_json
 from cris_deploy.errors import InputError
 from cris_deploy.serving.triton import BUNDLE, MODEL
 from cris_export.triton import configs
-from cris_export.triton.configs import ENSEMBLE, STAGES, StageFiles
+from cris_export.triton.configs import ENSEMBLE, StageFiles
 from cris_export.triton.options import RepositoryOptions, StageKind
 from cris_export.triton.stages import require_exact, write_graph, write_plans
 from cris_export.triton.text import Message, to_text

@@ -13,7 +13,6 @@ from cris_deploy.bundle.manifest import GraphName
 from cris_deploy.bundle.reading import Bundle
 from cris_deploy.errors import InputError
 
-STAGES: Final = (GraphName.IMAGE_ENCODER, GraphName.TEXT_ENCODER, GraphName.MASK_DECODER)
 _LEAST_ELEMENTS: Final = 256
 """Smaller weights stay as they are: scales, biases and shapes are few bytes."""
 

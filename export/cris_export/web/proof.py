@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cris_deploy.bundle.manifest import DEFAULT_MIN_IOU, GraphName
+from cris_deploy.bundle.manifest import DEFAULT_MIN_IOU, STAGES, GraphName
 from cris_deploy.bundle.reading import Bundle
 from cris_deploy.errors import BackendError
 from cris_deploy.pixels.decoding import decode
@@ -16,7 +16,6 @@ from cris_deploy.pixels.image import letterbox, normalise
 from cris_deploy.pixels.mask import mask_from_logits, overlap
 from cris_deploy.words.tokenizer import Tokenizer
 from cris_export.errors import ParityError
-from cris_export.web.graphs import STAGES
 
 
 @dataclass(frozen=True, slots=True)

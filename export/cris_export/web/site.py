@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Final
 
 from cris_deploy import documents
+from cris_deploy.bundle.manifest import STAGES
 from cris_deploy.bundle.reading import Bundle
 from cris_deploy.errors import InputError
-from cris_export.web.graphs import STAGES, Weights, stage_file
+from cris_export.web.graphs import Weights, stage_file
 from cris_export.web.proof import WebParity, prove
 from cris_export.write import FolderWriter
 
