@@ -1,17 +1,24 @@
-"""Processes of others, as /proc shows them."""
+"""Processes of others: who is below whom, and how much memory they have."""
 
 from contextlib import suppress
-from pathlib import Path
+
+import psutil
 
 
-def below(parent: int, title: str) -> list[int]:
-    """Give the processes below `parent` whose title begins so, such as `ray::ServeReplica`."""
-    found, pids = [], [parent]
-    while pids:
-        folder = Path(f"/proc/{pids.pop()}")
-        with suppress(OSError):  # it has ended meanwhile
-            if folder.joinpath("cmdline").read_text().startswith(title):
-                found.append(int(folder.name))
-            for children in folder.glob("task/*/children"):
-                pids += map(int, children.read_text().split())
+def below(parent: int, words: str = "") -> list[int]:
+    """Give the processes below `parent` whose command has `words`, such as `ray::ServeReplica`."""
+    found = []
+    for child in psutil.Process(parent).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            if words in " ".join(child.cmdline()):
+                found.append(child.pid)
     return found
+
+
+def memory(parent: int) -> int:
+    """Bytes of a process and all below it, what they share counted once."""
+    total = psutil.Process(parent).memory_full_info().pss
+    for child in below(parent):
+        with suppress(psutil.NoSuchProcess):
+            total += psutil.Process(child).memory_full_info().pss
+    return int(total)

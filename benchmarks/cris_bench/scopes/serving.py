@@ -19,6 +19,7 @@ import numpy as np
 from cris_bench.record.machine import describe
 from cris_bench.scopes.command import add_common, run_command
 from cris_bench.scopes.inputs import jpeg
+from cris_bench.scopes.processes import memory
 from cris_bench.ways.web_servers import WebServer, cris_serve
 from cris_deploy.cli import Parser, tables
 from cris_deploy.engine import Engine
@@ -196,7 +197,7 @@ async def _load(server: WebServer, pictures: list[bytes], requests: int, clients
         while begun < requests:
             number, begun = begun, begun + 1
             if number == int(_SETTLED * requests):
-                settled = _memory(server.pid)
+                settled = memory(server.pid)
             began = time.perf_counter()
             try:
                 answer = await connection.post(
@@ -219,21 +220,8 @@ async def _load(server: WebServer, pictures: list[bytes], requests: int, clients
         seconds = time.perf_counter() - began
     p50, p99 = np.percentile(times, [50, 99])
     return Load(
-        clients, requests, failed, seconds, float(p50), float(p99), settled, _memory(server.pid)
+        clients, requests, failed, seconds, float(p50), float(p99), settled, memory(server.pid)
     )
-
-
-def _memory(pid: int) -> int:
-    """Bytes of a process and its children, what they share counted once."""
-    total, pids = 0, [pid]
-    while pids:
-        one = pids.pop()
-        folder = Path(f"/proc/{one}")
-        for line in (folder / "smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                total += 1024 * int(line.split()[1])
-        pids += map(int, (folder / f"task/{one}/children").read_text().split())
-    return total
 
 
 if __name__ == "__main__":

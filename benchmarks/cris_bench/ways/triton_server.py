@@ -21,6 +21,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Final
 
+from cris_bench.scopes.processes import below
 from cris_deploy.errors import BackendError
 
 VENV: Final = Path(".venv-triton")
@@ -41,9 +42,7 @@ class TritonServer:
 
     def stubs(self) -> list[int]:
         """Give the process ids of the models' instances, in the order of their start."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        found = [int(word) for word in children.read_text().split()]
-        return [pid for pid in found if "python_backend" in _command(pid)]
+        return below(self.process.pid, "python_backend")
 
 
 def why_not(venv: Path = VENV) -> str | None:
@@ -138,13 +137,6 @@ def _stub(wheel: Path) -> Path:
 
 def _version() -> str:
     return f"{sys.version_info.major}.{sys.version_info.minor}"
-
-
-def _command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
-    except OSError:  # it has ended
-        return ""
 
 
 def _free_ports(count: int) -> list[int]:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import httpx
 import numpy as np
 import pytest
 
+from cris_bench.scopes.processes import below
 from cris_deploy.batcher import BatchLimits
 from cris_deploy.errors import BundleError, InputError
 from cris_deploy.execution.backends import Device
@@ -211,11 +212,7 @@ def workers(parent: int, count: int) -> list[int]:
     """Processes that serve: uvicorn's children but for Python's own helper. Waits for so many."""
     end = time.monotonic() + 60
     while time.monotonic() < end:
-        found = []
-        for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
-            with suppress(OSError):  # it has ended
-                if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
-                    found.append(int(child))
+        found = below(parent, "spawn_main")
         if len(found) == count:
             return found
         time.sleep(0.05)
