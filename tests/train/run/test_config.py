@@ -209,6 +209,7 @@ def test_overrides(recipe: Path) -> None:
         ("lessons=[{samples: 0}]", r"lessons\[0\].samples is 0, expected an integer >= 1"),
         ("lessons=[{samples: 9, max_words: 0}]", "max_words is 0, expected an integer >= 1"),
         ("lessons=[{samples: 9, input_size: 100}]", "expected an integer that's a multiple of 32"),
+        ("lessons=[{samples: 9, crops: 40}]", "expected an integer that's a multiple of 32"),
         ("lessons=[{samples: 9}]", "with lessons use schedule: cosine"),
         ("full_rate_epochs=-1", "full_rate_epochs is -1, expected an integer >= 0"),
     ],
@@ -256,7 +257,9 @@ def test_plain_values_and_back() -> None:
         "cosine",
         "fp32",
     )
-    assert values["lessons"] == [{"samples": 9, "max_words": None, "input_size": None}]
+    assert values["lessons"] == [
+        {"samples": 9, "max_words": None, "input_size": None, "crops": None}
+    ]
     assert plain(convert(TrainConfig, {"seed": 1}, "here")) == plain(TrainConfig(seed=1))
     other = plain(TrainConfig(model=CrisConfig(decoder_layers=2)))
     found = differences(other, plain(TrainConfig(seed=1)))

@@ -27,12 +27,14 @@ class Batch:
         tokens: (B * k, L) int64, the k expressions of a picture in a row.
         target: (B * k, 1, S/4, S/4) float32, 0 to 1.
         names: The B file names, so that a bad step can be traced to its pictures.
+        crops: Side of the objects to cut out of it, pixels; None for a batch of whole pictures.
     """
 
     image: Tensor
     tokens: Tensor
     target: Tensor
     names: tuple[str, ...]
+    crops: int | None = None
 
 
 @dataclass(frozen=True)

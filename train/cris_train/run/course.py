@@ -25,6 +25,7 @@ class _Stage:
         steps: To do.
         first_step: Steps of the stages before.
         first_epoch: Epochs that the stages before began: every epoch has an order of its own.
+        crops: Of its lesson.
     """
 
     feed: Feed | None
@@ -32,6 +33,7 @@ class _Stage:
     steps: int
     first_step: int
     first_epoch: int
+    crops: int | None
 
 
 class Course:
@@ -69,10 +71,16 @@ class Course:
         for lesson in config.lessons or (None,):
             feed = _feed(config, split, process, lesson)
             each = feed.steps_per_epoch
-            steps = config.epochs * each
+            steps, crops = config.epochs * each, None
             if lesson is not None:
                 steps = max(1, lesson.samples // config.samples_per_step)
-            self._stages.append(_Stage(feed, each, steps, self.steps, epochs))
+                crops = lesson.crops
+            if crops is not None and process.world > 1:
+                raise InputError(
+                    "lessons: one with crops contrasts the objects of a single process: run it "
+                    "without torchrun, and start the others from its last.pth (init=...)"
+                )
+            self._stages.append(_Stage(feed, each, steps, self.steps, epochs, crops))
             self.steps += steps
             epochs += -(-steps // each)
 
@@ -108,7 +116,7 @@ class Course:
                 assert stage.feed is not None
                 number = stage.first_epoch + epoch
                 for batch in stage.feed.epoch(number, start, device=self._device):
-                    yield batch
+                    yield replace(batch, crops=stage.crops)
                     done += 1
                     if done == end:
                         break
@@ -154,6 +162,7 @@ def parts_of(batch: Batch, parts: int) -> list[Batch]:
             batch.tokens[i * rows : (i + 1) * rows],
             batch.target[i * rows : (i + 1) * rows],
             batch.names[i * images : (i + 1) * images],
+            batch.crops,
         )
         for i in range(parts)
     ]

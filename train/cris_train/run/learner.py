@@ -32,6 +32,7 @@ from cris_train.run.recipe import TrainConfig
 from cris_train.run.recompute import recompute_activations
 from cris_train.run.seen import NotFiniteError, Pending, Seen, mean
 from cris_train.run.sync_norm import synchronised
+from cris_train.run.towers import crop_loss
 
 # So many skipped steps in a row halve a loss scale of 2 ** 16 to where it scales down.
 MOST_SKIPPED = 20
@@ -172,9 +173,12 @@ class Learner:
                 with torch.autocast(
                     self.process.device.type, self.autocast, enabled=self.autocast is not None
                 ):
-                    logits = self._forward(image, part.tokens)
-                loss = self._loss(logits, part.target) / len(parts)
-                self.scaler.scale(loss).backward()
+                    if part.crops is not None:
+                        loss = crop_loss(self.model.backbone, part, part.crops)
+                    else:
+                        loss = self._loss(self._forward(image, part.tokens), part.target)
+                loss = loss / len(parts)
+                cast(Any, self.scaler.scale(loss)).backward()
             losses.append(loss.detach())
         return torch.stack(losses).sum()
 

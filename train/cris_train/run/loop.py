@@ -195,7 +195,7 @@ class _Run:
             self._note(self.learner.step(batch, progress.step))
             progress.step += 1
             self.clock.count(config.samples_per_step)
-            validates = self._validation_due()
+            validates = self._validation_due(batch)
             logs, saves = (progress.step % n == 0 for n in (config.log_every, config.save_every))
             if validates or logs or saves:
                 self._note(self.learner.look())
@@ -260,11 +260,13 @@ class _Run:
         )
         self._tell_broken()
 
-    def _validation_due(self) -> bool:
+    def _validation_due(self, batch: Batch) -> bool:
         """Every so many expressions or every epoch, and after the last step."""
         config, step = self.config, self.progress.step
         if step == self.course.steps:
             return True
+        if batch.crops is not None:  # nothing learns to segment yet
+            return False
         if not config.validate_every:
             return self.course.ends_epoch(step)
         before, now = ((s * config.samples_per_step) for s in (step - 1, step))

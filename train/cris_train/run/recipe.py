@@ -55,11 +55,14 @@ class Lesson:
         samples: Expressions to see.
         max_words: Leave longer expressions out; None for all.
         input_size: Smaller images than the model's own, to learn faster at first; None for its own.
+        crops: Teach the two encoders alone, on objects cut out of the pictures, this many pixels
+            wide (`towers.py`); None for the whole model and whole pictures.
     """
 
     samples: Positive
     max_words: Positive | None = None
     input_size: Annotated[int, Meta(ge=32, multiple_of=32)] | None = None
+    crops: Annotated[int, Meta(ge=32, multiple_of=32)] | None = None
 
 
 @dataclass(frozen=True)
