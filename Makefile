@@ -60,9 +60,9 @@ train-demo: $(STAMP) ## Train the demo checkpoint again (an hour on two cores)
 	$(BIN)/cris-train --config train/configs/demo.yaml --resume
 	$(BIN)/cris-eval --ckpt runs/demo/best.pth --data data/scenes
 
-ablation: $(STAMP) ## Table 1's ablation on generated scenes (an hour or more on two cores)
+ablation: $(STAMP) ## Table 1's ablation on generated scenes, three seeds (hours on two cores)
 	test -d data/scenes || $(BIN)/cris-scenes data/scenes --train 20000 --val 400 --seed 0
-	$(BIN)/python -m cris_train.run.ablation --config train/configs/ablation.yaml
+	$(BIN)/python -m cris_train.run.ablation --config train/configs/ablation.yaml --seeds 3
 
 $(WEB): cris_deploy/web/package.json cris_deploy/web/package-lock.json
 	mkdir -p $(dir $@)

@@ -1,17 +1,20 @@
 """Table 1's ablation: four corners of one recipe, with and without each of the paper's two ideas.
 
-    python -m cris_train.run.ablation --config train/configs/ablation.yaml [key=value ...]
+    python -m cris_train.run.ablation --config train/configs/ablation.yaml --seeds 3 [key=value ...]
 
-The corners are trained one after the other with one seed on the same number of expressions, and
-measured as `cris-eval` does, on the whole validation split, after the last step: nothing is chosen
-on it. A run that was stopped goes on where it was when the command is given again.
+The corners are trained one after the other on the same number of expressions, with one seed, then
+with the next, and measured as `cris-eval` does, on the whole validation split, after the last step:
+nothing is chosen on it. What an idea gains is its difference within a seed; over seeds it has a
+95% interval by Student's t. A run that was stopped goes on when the command is given again.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
+import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
     from cris_train.run.recipe import TrainConfig
 
 _METRICS = ("mIoU", "oIoU", *PRECISION_NAMES)
+# Student's t, 97.5%, of 1 to 9 degrees of freedom: one less than there are seeds.
+_T: Final = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+MOST_SEEDS: Final = len(_T) + 1
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,7 @@ class CornerResult:
 
     Attributes:
         corner: Which.
+        seed: Of its training.
         parameters: Of the model.
         expressions: Seen in training.
         seconds: Wall time of the training, validations on the way included.
@@ -64,6 +71,7 @@ class CornerResult:
     """
 
     corner: Corner
+    seed: int
     parameters: int
     expressions: int
     seconds: float
@@ -71,7 +79,7 @@ class CornerResult:
 
 
 def corner_config(config: TrainConfig, corner: Corner) -> TrainConfig:
-    """The recipe of a corner, in a folder of its own inside the recipe's.
+    """The recipe of a corner, in a folder of its seed and its own inside the recipe's.
 
     Raises:
         InputError: the recipe itself is one without a decoder or contrastive head.
@@ -86,7 +94,8 @@ def corner_config(config: TrainConfig, corner: Corner) -> TrainConfig:
         contrastive=corner.contrastive,
         decoder_layers=config.model.decoder_layers if corner.decoder else 0,
     )
-    return dataclasses.replace(config, model=model, output=str(Path(config.output) / corner.name))
+    folder = Path(config.output) / f"seed-{config.seed}" / corner.name
+    return dataclasses.replace(config, model=model, output=str(folder))
 
 
 def run_corner(
@@ -115,6 +124,7 @@ def run_corner(
     loaded = checkpoint.load(trained.last)
     return CornerResult(
         corner=corner,
+        seed=config.seed,
         parameters=sum(p.numel() for p in checkpoint.build(loaded).parameters()),
         expressions=expressions,
         seconds=round(trained.seconds, 1),
@@ -122,11 +132,14 @@ def run_corner(
     )
 
 
-def run(config: TrainConfig, report: Callable[[str], None] = print) -> Iterator[CornerResult]:
-    """All corners, one after the other."""
-    for corner in CORNERS:
-        report(f"--- {corner.name}")
-        yield run_corner(config, corner, report)
+def run(
+    config: TrainConfig, seeds: int = 1, report: Callable[[str], None] = print
+) -> Iterator[CornerResult]:
+    """All corners with the recipe's seed, then with the next, and so on."""
+    for seed in range(config.seed, config.seed + seeds):
+        for corner in CORNERS:
+            report(f"--- {corner.name}, seed {seed}")
+            yield run_corner(dataclasses.replace(config, seed=seed), corner, report)
 
 
 def to_document(config: TrainConfig, results: Sequence[CornerResult]) -> dict[str, Any]:
@@ -137,6 +150,7 @@ def to_document(config: TrainConfig, results: Sequence[CornerResult]) -> dict[st
             {
                 "name": result.corner.name,
                 **dataclasses.asdict(result.corner),
+                "seed": result.seed,
                 "parameters": result.parameters,
                 "expressions": result.expressions,
                 "seconds": result.seconds,
@@ -147,47 +161,99 @@ def to_document(config: TrainConfig, results: Sequence[CornerResult]) -> dict[st
     }
 
 
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean of a sample and half of its 95% interval, by Student's t; NaN for a single value."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return mean, math.nan
+    return mean, _T[len(values) - 2] * statistics.stdev(values) / math.sqrt(len(values))
+
+
 def to_markdown(results: Sequence[CornerResult]) -> str:
-    """The table: metrics in points of 100, of the validation split; the highest mIoU is bold."""
-    best = max(result.report.splits[0].mean_iou for result in results)
-    rows = []
-    for result in results:
-        score = result.report.splits[0]
-        numbers = [f"{100 * score.metrics[name]:.2f}" for name in _METRICS]
-        if score.mean_iou == best:
-            numbers[0] = f"**{numbers[0]}**"
-        rows.append(
-            (
-                *(
-                    "yes" if has else "no"
-                    for has in (result.corner.contrastive, result.corner.decoder)
-                ),
-                *numbers,
-                f"{result.parameters / 1e6:.2f} M",
-                f"{result.seconds / 60:.1f} min",
-            )
-        )
-    head = ("contrastive", "decoder", *_METRICS, "parameters", "training")
+    """Two tables, in points of 100, of the validation split: the corners, and what an idea gains.
+
+    A seed whose four corners are not all there does not count yet, unless it is the only one.
+    """
     first = results[0]
+    seeds = sorted({result.seed for result in results})
+    whole = [seed for seed in seeds if sum(r.seed == seed for r in results) == len(CORNERS)]
+    counted = [r for r in results if r.seed in (whole or seeds[:1])]
+    corners = [corner for corner in CORNERS if any(r.corner == corner for r in counted)]
+    of = {corner: [r for r in counted if r.corner == corner] for corner in corners}
+    rows = [
+        (
+            *("yes" if has else "no" for has in (corner.contrastive, corner.decoder)),
+            *(_shown(*interval(_points(of[corner], name))) for name in _METRICS),
+            f"{of[corner][0].parameters / 1e6:.2f} M",
+            f"{statistics.fmean(r.seconds for r in of[corner]) / 60:.1f} min",
+        )
+        for corner in corners
+    ]
+    head = ("contrastive", "decoder", *_METRICS, "parameters", "training")
     score = first.report.splits[0]
+    number = len(whole) or 1
     remark = (
         f"{score.expressions:,} expressions of {score.images:,} pictures of {first.report.data} "
-        f"{score.split}; each model saw {first.expressions:,} expressions."
+        f"{score.split}; each model saw {first.expressions:,} expressions; "
+        + (f"means of {number} seeds with 95% intervals." if number > 1 else "one seed.")
     )
-    return f"{tables.to_markdown(head, rows)}\n\n{remark}\n"
+    parts = [tables.to_markdown(head, rows), remark]
+    if len(corners) == len(CORNERS):
+        parts.append(tables.to_markdown(("what is added", "to", *_METRICS), _gains(of)))
+    return "\n\n".join(parts) + "\n"
+
+
+def _gains(of: Mapping[Corner, Sequence[CornerResult]]) -> list[tuple[str, ...]]:
+    """Differences within seeds between every two corners that differ in one idea, and of both."""
+    neither, contrastive, decoder, both = CORNERS
+    steps = (
+        ("contrastive", "neither", neither, contrastive),
+        ("decoder", "neither", neither, decoder),
+        ("decoder", "contrastive", contrastive, both),
+        ("contrastive", "decoder", decoder, both),
+        ("both", "neither", neither, both),
+    )
+    rows = []
+    for added, to, before, after in steps:
+        differences = (
+            [
+                new - old
+                for old, new in zip(
+                    _points(of[before], name), _points(of[after], name), strict=True
+                )
+            ]
+            for name in _METRICS
+        )
+        rows.append((added, to, *(_shown(*interval(d), sign="+") for d in differences)))
+    return rows
+
+
+def _points(results: Sequence[CornerResult], metric: str) -> list[float]:
+    """One metric by seed, points of 100."""
+    return [
+        100 * result.report.splits[0].metrics[metric]
+        for result in sorted(results, key=lambda result: result.seed)
+    ]
+
+
+def _shown(mean: float, half: float, sign: str = "") -> str:
+    return f"{mean:{sign}.2f}" + ("" if math.isnan(half) else f" ± {half:.2f}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, train four models, write ablation.json and ablation.md. Exit 0, or 2."""
+    """Parse, train four models a seed, write ablation.json and ablation.md. Exit 0, or 2."""
     parser = Parser(
         prog="cris_train.run.ablation",
         description="Table 1's ablation: contrastive head yes or no, decoder yes or no.",
         examples=(
             "python -m cris_train.run.ablation --config train/configs/ablation.yaml",
-            "python -m cris_train.run.ablation --config train/configs/ablation.yaml seed=1",
+            "python -m cris_train.run.ablation --config train/configs/ablation.yaml --seeds 3",
         ),
     )
     parser.add_argument("--config", type=Path, required=True, metavar="YAML", help="the recipe")
+    parser.add_argument(
+        "--seeds", type=int, default=1, metavar="N", help="from the recipe's seed on (1)"
+    )
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="such as data=data/scenes seed=1"
     )
@@ -197,10 +263,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         from cris_deploy.files import write_whole
         from cris_train.run.recipe import read_config
 
+        if not 1 <= args.seeds <= MOST_SEEDS:
+            raise InputError(f"--seeds is {args.seeds}, expected 1 to {MOST_SEEDS}")
         config = read_config(args.config, args.overrides)
         folder = Path(config.output)
         results: list[CornerResult] = []
-        for result in run(config, lambda line: print(line, flush=True)):
+        for result in run(config, args.seeds, lambda line: print(line, flush=True)):
             results.append(result)
             # After every corner: hours of training should not depend on the last one.
             document = to_json(to_document(config, results))
