@@ -11,7 +11,7 @@ from cris_bench.record.file import write_record
 from cris_bench.record.rows import Scope
 from cris_bench.record.schema import BundleFacts, Parity, Record
 from cris_bench.report.document import document, main
-from tests.stand_ins.fake_record import ours, record, whole_record
+from tests.stand_ins.fake_record import ours, record, row, whole_record
 
 pytest.importorskip("matplotlib", reason="plots are in the extra 'bench'")
 
@@ -20,13 +20,13 @@ from cris_bench.report.plot import draw, speed_figure, throughput_figure
 
 def _words(found: Record) -> list[str]:
     """Words behind the bars of all panels, from the lowest bar to the highest."""
-    figure = speed_figure(found)
+    figure = speed_figure(found, tuple(Scope))
     assert figure is not None
     return [text.get_text() for panel in figure.axes for text in panel.texts]
 
 
 def test_every_contestant_has_a_bar_of_its_rate() -> None:
-    figure = speed_figure(record())
+    figure = speed_figure(record(), tuple(Scope))
     assert figure is not None
     (panel,) = figure.axes
     assert [bar.get_width() for bar in panel.patches] == pytest.approx([2.0, 10.0])
@@ -38,14 +38,29 @@ def test_every_contestant_has_a_bar_of_its_rate() -> None:
 
 
 def test_a_panel_for_each_scope_batch_and_expressions() -> None:
-    figure = speed_figure(whole_record())
-    assert figure is not None
-    assert [panel.get_title(loc="left") for panel in figure.axes] == [
-        "Network only",
-        "Network only, 1 x 8 masks a pass",
-        "End to end",
-        "Further expression",
+    network = speed_figure(whole_record(), (Scope.NETWORK,))
+    calls = speed_figure(whole_record(), (Scope.END_TO_END, Scope.EXPRESSION))
+    titles = []
+    for figure in (network, calls):
+        assert figure is not None
+        titles.append([panel.get_title(loc="left") for panel in figure.axes])
+    assert titles == [
+        ["Network only", "Network only, 1 x 8 masks a pass"],
+        ["End to end", "Further expression"],
     ]
+    assert speed_figure(whole_record(), (Scope.DEVICE,)) is None
+
+
+def test_a_panel_is_as_high_as_it_has_bars() -> None:
+    many = [row(f"peer {n}", expressions=8, masks=8) for n in range(9)]
+    # In the record, whose small shapes come first, the scope with one bar stands between the two.
+    found = record(row(), row(scope=Scope.END_TO_END), *many)
+    figure = speed_figure(found, (Scope.NETWORK, Scope.END_TO_END))
+    assert figure is not None
+    figure.draw_without_rendering()
+    assert [len(panel.patches) for panel in figure.axes] == [1, 9, 1]
+    one, nine, other = (panel.bbox.height for panel in figure.axes)
+    assert nine > 2 * max(one, other)
 
 
 def test_a_failed_gate_is_said() -> None:
@@ -68,7 +83,7 @@ def test_rates_grow_with_batches_and_clients() -> None:
 
 def test_files_are_drawn_and_the_same_again(tmp_path: Path) -> None:
     paths = draw({"one": whole_record()}, tmp_path / "a")
-    assert [path.name for path in paths] == ["one-speed.svg"]
+    assert [path.name for path in paths] == ["one-network.svg", "one-calls.svg"]
     draw({"one": whole_record()}, tmp_path / "b")
     # matplotlib names clip paths by where they lie in memory.
     drawn = [
@@ -100,7 +115,11 @@ def test_a_report_with_plots_and_costs(tmp_path: Path, capsys: pytest.CaptureFix
     paths = [str(tmp_path / name) for name in ("one.json", "two.json")]
     out = tmp_path / "out"
     assert main([*paths, "--plots", str(out), "--price", "3.6"]) == 0
-    assert {path.name for path in out.iterdir()} == {"one-speed.svg", "two-speed.svg"}
+    assert {path.name for path in out.iterdir()} == {
+        "one-network.svg",
+        "one-calls.svg",
+        "two-network.svg",
+    }
     text = capsys.readouterr().out
     assert [line for line in text.splitlines() if line.startswith("## ")] == ["## one", "## two"]
     assert "500.00" in text  # two masks a second, at 0.1 cents a second

@@ -22,9 +22,8 @@ def test_a_record_survives_its_file(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["record.json"]  # no partial file is left
 
 
-@pytest.mark.parametrize("name", ["cpu-rn50", "network-cpu-rn50"])
-def test_records_of_earlier_versions_are_read(name: str) -> None:
-    path = Path(__file__).parents[2] / "benchmarks/results" / f"{name}.json"
+def test_a_record_of_the_first_format_is_read() -> None:
+    path = Path(__file__).parents[1] / "data" / "record-format-1.json"
     document = json.loads(path.read_text())
     found = json.loads(to_json(read_record(path)))
     _contains(found, document)

@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         "--plots",
         type=Path,
         metavar="FOLDER",
-        help="write NAME-speed.svg and NAME-throughput.svg there; takes the extra 'bench'",
+        help="write SVG files NAME-network, -calls, -throughput there; takes the extra 'bench'",
     )
     return parser
 

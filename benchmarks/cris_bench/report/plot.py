@@ -22,7 +22,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_SCOPES: Final = (Scope.NETWORK, Scope.DEVICE, Scope.END_TO_END, Scope.FROM_BYTES, Scope.EXPRESSION)
+# File -> its panels.
+_SCOPES: Final = {
+    "network": (Scope.NETWORK, Scope.DEVICE),
+    "calls": (Scope.END_TO_END, Scope.FROM_BYTES, Scope.EXPRESSION),
+}
 # Okabe and Ito's palette, told apart with any colour vision.
 _COLOURS: Final = {Role.BASELINE: "#7f7f7f", Role.PEER: "#56b4e9", Role.ENGINE: "#d55e00"}
 _ROLES: Final = {
@@ -34,13 +38,15 @@ _WIDTH: Final = 9.0  # inches
 _BAR: Final = 0.24  # inches of a bar with the gap to the next one
 _PANEL: Final = 1.0  # inches of a panel's title, axis and margins
 _LINES: Final = 4.0  # inches of a panel of lines
-_ROOM: Final = 1.7  # axis over longest bar: what its label takes
+_ROOM: Final = 1.9  # axis over longest bar: what its label takes
 
 _Shape = tuple[Scope, int, int]
 
 
 def draw(records: Mapping[str, Record], folder: str | Path) -> list[Path]:
-    """Draw `NAME-speed.svg` and, if loads were measured, `NAME-throughput.svg` of each record.
+    """Draw `NAME-network.svg`, `NAME-calls.svg` and `NAME-throughput.svg` of each record.
+
+    What a record has not measured has no file.
 
     Args:
         records: Name -> record.
@@ -60,9 +66,12 @@ def draw(records: Mapping[str, Record], folder: str | Path) -> list[Path]:
         ) from None
     target, paths = make_folder(Path(folder)), []
     # A fixed salt for identifiers and no date: the same records give the same file.
-    with mpl.rc_context({"svg.hashsalt": "cris-bench", "font.size": 9}):
+    # Words stay words: a tenth of the size of their outlines.
+    style = {"svg.hashsalt": "cris-bench", "svg.fonttype": "none", "font.size": 9}
+    with mpl.rc_context(style):
         for name, record in records.items():
-            figures = {"speed": speed_figure(record), "throughput": throughput_figure(record)}
+            figures = {kind: speed_figure(record, scopes) for kind, scopes in _SCOPES.items()}
+            figures["throughput"] = throughput_figure(record)
             for kind, figure in figures.items():
                 if figure is None:
                     continue
@@ -76,24 +85,25 @@ def draw(records: Mapping[str, Record], folder: str | Path) -> list[Path]:
     return paths
 
 
-def speed_figure(record: Record) -> Figure | None:
+def speed_figure(record: Record, scopes: Sequence[Scope]) -> Figure | None:
     """Masks per second with 95% intervals: a panel for each scope, batch and number of expressions.
 
-    None if the record has no rates.
+    None if the record has no rates of these scopes.
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
     shapes: dict[_Shape, list[Row]] = {}
     for row in sorted(record.rows, key=lambda row: row.batch * row.expressions):
-        if row.scope in _SCOPES:
+        if row.scope in scopes:
             shapes.setdefault((row.scope, row.batch, row.expressions), []).append(row)
     if not shapes:
         return None
-    heights = [len(rows) * _BAR + _PANEL for rows in shapes.values()]
+    order = sorted(shapes, key=lambda shape: (scopes.index(shape[0]), *shape[1:]))
+    heights = [len(shapes[shape]) * _BAR + _PANEL for shape in order]
     figure = Figure(figsize=(_WIDTH, sum(heights) + 0.4), layout="constrained")
     grid = figure.subplots(len(shapes), 1, squeeze=False, height_ratios=heights)
-    for (panel,), shape in zip(grid, sorted(shapes, key=_order), strict=True):
+    for (panel,), shape in zip(grid, order, strict=True):
         _draw_rates(panel, record, sorted(shapes[shape], key=lambda row: row.fps))
         panel.set_title(_title(shape), loc="left", fontweight="bold")
     handles = [Patch(color=_COLOURS[role], label=_ROLES[role]) for role in Role]
@@ -129,10 +139,6 @@ def throughput_figure(record: Record) -> Figure | None:
         panel.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
         _plain(panel)
     return figure
-
-
-def _order(shape: _Shape) -> tuple[int, int, int]:
-    return _SCOPES.index(shape[0]), shape[1], shape[2]
 
 
 def _title(shape: _Shape) -> str:
