@@ -78,6 +78,7 @@ OTHERS: Final = {
         "docker",
         "kubectl",
         "git",
+        "minisign",
         "sha256sum",
         "cut",
         "nvidia-smi",
