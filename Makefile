@@ -68,7 +68,7 @@ sbom: $(TRUST)/bin/pip-audit ## What each extra brings, as CycloneDX: build/sbom
 
 audit: sbom ## The same against PyPI's advisories; an error if they cannot be asked
 	for list in build/sbom/*.txt; do echo "--- $$list"; \
-	    $(TRUST)/bin/pip-audit --progress-spinner off --disable-pip --require-hashes -r $$list \
+	    $(TRUST)/bin/pip-audit --strict --progress-spinner off --disable-pip --require-hashes -r $$list \
 	    || exit 1; done
 
 lowest: $(TRUST)/bin/pip-audit ## The lowest versions that pyproject.toml allows, by the tests

@@ -3,7 +3,7 @@
     python sbom.py FOLDER
 
 Versions are those that are resolved today, for this machine and the lowest Python that is allowed.
-Nothing is installed: the extras exclude each other, and several bring CUDA. Run by `make sbom`, with
+Nothing is installed: extras exclude each other, and several bring CUDA. Run by `make sbom`, with
 uv and cyclonedx-bom in the environment of this Python.
 """
 
