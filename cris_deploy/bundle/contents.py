@@ -14,6 +14,8 @@ from cris_deploy.bundle.manifest import MOST_BYTES, FileRecord, Manifest
 from cris_deploy.errors import BundleError
 
 MANIFEST: Final = "manifest.json"
+SIGNATURE: Final = f"{MANIFEST}.minisig"
+"""Where minisign itself looks for the signature of the manifest."""
 TOKENIZER: Final = "tokenizer.json"
 WEIGHTS: Final = "weights.bin"
 ENGINES: Final = "engines"
@@ -74,14 +76,24 @@ def check_external_data(root: Path, name: str, manifest: Manifest) -> None:
             )
 
 
-def check_file(root: Path, name: str, record: FileRecord, verify: bool) -> FileState:
-    """Check that a file is there, inside, as long as listed, and with its hash if `verify`."""
+def check_file(
+    root: Path, name: str, record: FileRecord, verify: bool, *, links: bool = True
+) -> FileState:
+    """Check that a file is there, inside, as long as listed, and with its hash if `verify`.
+
+    Without `links` it may not be reached by one, even one that leads to a place inside.
+    """
     path = root / name
     remedy = "copy or export the bundle again"
     try:
-        inside = path.resolve(strict=True).is_relative_to(root.resolve())
-        if not inside:
+        real = path.resolve(strict=True)
+        if not real.is_relative_to(root.resolve()):
             raise BundleError(f"bundle {root}: {name} is a link out of the bundle: {remedy}")
+        if not links and real != root.resolve() / name:
+            raise BundleError(
+                f"bundle {root}: {name} is a link, which a signed bundle may not have: put the "
+                "file itself there"
+            )
         if not path.is_file():
             raise BundleError(f"bundle {root}: {name} is not a file: {remedy}")
         with path.open("rb") as stream:

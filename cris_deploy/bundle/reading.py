@@ -1,6 +1,7 @@
 """The bundle on disk: a directory that is complete, portable and checks itself.
 
     manifest.json     what it is, and the hash of every other file
+    manifest.json.minisig   if it was signed: who says so
     tokenizer.json    so that the runtime needs neither torch nor open_clip
     *.onnx            the full graph and its three stages
     weights.bin       the weights of all four, stored once
@@ -11,7 +12,8 @@ An export writes it whole or not at all; reading refuses whatever differs from t
 in it is a pickle.
 
 A manifest proves that the files belong together, not who wrote them: whoever can write to the
-bundle can write a manifest that fits. `manifest_sha256` names the one that is meant.
+bundle can write a manifest that fits. `manifest_sha256` names the one that is meant, and
+`require_signature` the key of who has to have made it.
 """
 
 import dataclasses
@@ -52,6 +54,7 @@ from cris_deploy.bundle.manifest import (
     Sample,
     TensorSpec,
 )
+from cris_deploy.bundle.signature import require_signed
 from cris_deploy.errors import BundleError, InputError
 
 __all__ = [
@@ -78,23 +81,31 @@ __all__ = [
 class Bundle:
     """A bundle whose files are there and, unless verification was waived, unchanged.
 
-    `manifest_sha256` is the hash of manifest.json, which has those of all other files.
+    `manifest_sha256` is the hash of manifest.json, which has those of all other files. `signed` is
+    whether a signature was asked for and holds for every file: nothing unsigned may be loaded then.
     """
 
     path: Path
     manifest: Manifest
     manifest_sha256: str
+    signed: bool
     _states: dict[str, FileState] = dataclasses.field(repr=False, compare=False)
 
     @classmethod
     def open(
-        cls, path: str | Path, verify: bool = True, manifest_sha256: str | None = None
+        cls,
+        path: str | Path,
+        verify: bool = True,
+        manifest_sha256: str | None = None,
+        require_signature: str | Path | None = None,
     ) -> "Bundle":
         """Read and check a bundle; BundleError names the file or field and the remedy.
 
         Names, sizes and links are always checked, and that the graphs read no file that the
         manifest does not list; the SHA-256 of every file if `verify`; that of manifest.json if it
-        is given. Files that the manifest does not list are ignored.
+        is given. With `require_signature`, a public key of minisign or its file, manifest.json has
+        to be signed by that key, which is looked at before anything in it is read, and no file may
+        be a link. Files that the manifest does not list are ignored.
         """
         path = arguments.path("bundle", path, "give the directory cris-export wrote")
         arguments.flag("verify", verify)
@@ -107,6 +118,8 @@ class Bundle:
             problem = "is not a directory" if path.exists() else "does not exist"
             raise BundleError(f"bundle {path} {problem}: give the directory cris-export wrote")
         text = read_manifest(path)
+        if require_signature is not None:
+            require_signed(path, text, require_signature)
         digest = hashlib.sha256(text).hexdigest()
         if manifest_sha256 is not None and digest != manifest_sha256.lower():
             raise BundleError(
@@ -118,17 +131,21 @@ class Bundle:
             if name not in manifest.files:
                 raise BundleError(f"{path / MANIFEST}: files does not list {name}: export again")
         check_lengths(path, manifest)
+        sealed = require_signature is not None
         states = {
-            name: check_file(path, name, record, verify) for name, record in manifest.files.items()
+            name: check_file(path, name, record, verify, links=not sealed)
+            for name, record in manifest.files.items()
         }
         for graph in manifest.graphs.values():
             check_external_data(path, graph.file, manifest)
-        return cls(path, manifest, digest, states)
+        return cls(path, manifest, digest, sealed and verify, states)
 
     def require_unchanged(self, graphs: Iterable[GraphName]) -> None:
         """Raise BundleError if the tokenizer, the weights or a graph are not what was opened.
 
-        To be called after something was loaded by its path: the bundle may have been replaced.
+        To be called after something was loaded by its path: the bundle may have been replaced. A
+        signed one may not even have been touched: what was put back after it was loaded looks like
+        this, too.
         """
         for name in (TOKENIZER, WEIGHTS, *(self.manifest.graphs[graph].file for graph in graphs)):
             self._require(name, mapped=False)
@@ -149,7 +166,12 @@ class Bundle:
             if state == opened or (mapped and state[:2] != opened[:2]):
                 return
             # Other times alone: a new hard link, or a copy that was put back
-            same = state.size == opened.size and _sha256(path) == self.manifest.files[name].sha256
+            touchable = mapped or not self.signed
+            same = (
+                touchable
+                and state.size == opened.size
+                and _sha256(path) == self.manifest.files[name].sha256
+            )
         except OSError:
             if mapped:
                 return

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import cris_deploy
+from cris_deploy.bundle.reading import Bundle
 from cris_deploy.errors import CrisError, one_line
 
 
@@ -35,6 +36,28 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """End with what is wrong; choices of an enum are shown by their values."""
         super().error(re.sub(r"<\w+\.\w+: ('[^']*')>", r"\1", message))
+
+
+def add_trust(parser: Any) -> None:
+    """Add the options that say which bundle is meant; `open_bundle` reads them."""
+    parser.add_argument(
+        "--manifest-sha256", metavar="HEX", help="refuse a bundle whose manifest.json has another"
+    )
+    parser.add_argument(
+        "--require-signature",
+        metavar="KEY",
+        help="refuse a bundle that this public key of minisign, or the key in this file, did not "
+        "sign",
+    )
+
+
+def open_bundle(args: argparse.Namespace) -> Bundle:
+    """Open `args.bundle` if it is the one that is meant; errors as of `Bundle.open`."""
+    return Bundle.open(
+        args.bundle,
+        manifest_sha256=args.manifest_sha256,
+        require_signature=args.require_signature,
+    )
 
 
 def guarded(program: str, action: Callable[[], int]) -> int:

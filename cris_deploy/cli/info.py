@@ -31,6 +31,7 @@ _PACKAGES: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "backends": ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx"),
     "export": ("torch", "torchvision", "open_clip_torch", "onnx", "onnxscript"),
+    "signatures": ("py-minisign",),
     "engines": ("cuda-core", "cuda-bindings", "pycuda", "polygraphy"),
 }
 

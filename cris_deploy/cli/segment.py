@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cris_deploy.cli import Parser, guarded, many
+from cris_deploy.cli import Parser, add_trust, guarded, many
 from cris_deploy.cli.jobs import BadEntry, Job, read_jobs
 from cris_deploy.errors import CrisError, InputError, one_line
 from cris_deploy.execution.backends import AUTO, BackendName, Compute
@@ -248,9 +248,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help=f"refuse larger images (default: {MAX_PIXELS:,})",
     )
-    parser.add_argument(
-        "--manifest-sha256", metavar="HEX", help="refuse a bundle whose manifest.json has another"
-    )
+    add_trust(parser)
     parser.add_argument(
         "--trust-plans",
         action="store_true",
@@ -322,7 +320,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             name: getattr(arguments, name)
             for name in (
                 *("backend", "device", "precision", "threads", "max_pixels"),
-                *("manifest_sha256", "trust_plans", "allow_plan_code"),
+                *("manifest_sha256", "require_signature", "trust_plans", "allow_plan_code"),
             )
         }
         if many.asked(arguments):

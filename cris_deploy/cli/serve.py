@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from cris_deploy.cli import Parser, guarded
+from cris_deploy.bundle.signature import key_text
+from cris_deploy.cli import Parser, add_trust, guarded
 from cris_deploy.errors import InputError
 from cris_deploy.execution.backends import AUTO, BackendName, Compute
 from cris_deploy.serving.options import ServeOptions, to_environment
@@ -67,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     engine.add_argument("--threads", type=int, metavar="N", help="CPU threads (all cores)")
     engine.add_argument("--streams", type=int, default=1, metavar="N", help="runs at once (1)")
     engine.add_argument("--no-self-test", action="store_true", help="do not run the samples first")
+    add_trust(parser.add_argument_group("trust"))
     limits = parser.add_argument_group("limits")
     for name, kind, what in (
         ("batch_images", int, "images in a batch"),
@@ -108,6 +110,8 @@ def _serve(args: argparse.Namespace) -> int:
         raise InputError(f"{_INSTALL} ({error})") from error
     names = {field.name for field in dataclasses.fields(ServeOptions)} - {"bundle"}
     given = {name: value for name, value in vars(args).items() if name in names}
+    if args.require_signature is not None:  # once: workers and reloads keep to this very key
+        given["require_signature"] = key_text(args.require_signature)
     options = ServeOptions(str(args.bundle), **given, self_test=not args.no_self_test)
     if not 1 <= args.workers <= 256:
         raise InputError(f"--workers is {args.workers}: give 1 to 256")
@@ -131,9 +135,7 @@ def _serve(args: argparse.Namespace) -> int:
 
         print(openapi_text(options))
         return 0
-    from cris_deploy.bundle.reading import Bundle
-
-    Bundle.open(options.bundle, verify=False)  # a wrong path is said here, once
+    options.open_bundle(verify=False)  # a wrong path is said here, once
     token = _token(args.token_file)
     if token is None and args.host not in _LOCAL:
         print(f"cris-serve: warning: {args.host} is served without a token", file=sys.stderr)

@@ -95,7 +95,7 @@ class CheckReport:
 
 
 def check(
-    bundle: str | Path,
+    bundle: str | Path | Bundle,
     *,
     backend: str = AUTO,
     device: str = AUTO,
@@ -110,7 +110,7 @@ def check(
     """Run a bundle's samples and compare them with FP32 PyTorch's answers.
 
     Args:
-        bundle: The directory cris-export wrote.
+        bundle: The directory cris-export wrote, or an opened `Bundle`.
         backend: As `Engine` takes it.
         device: As `Engine` takes it.
         precision: As `Engine` takes it.
@@ -133,7 +133,7 @@ def check(
         raise InputError(f"step is {shown(step)}: give a function that takes a line of text")
     min_iou = fraction_or_none("min_iou", min_iou, "the budget it was exported with")
     check_logit_budget(max_logit_error)
-    opened = Bundle.open(bundle, verify)
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, verify)
     references = read_references(opened)
     unproved = []
     with Engine(

@@ -6,6 +6,7 @@ from typing import Final
 
 from cris_deploy import arguments, documents
 from cris_deploy.batcher import BatchLimits
+from cris_deploy.bundle.reading import Bundle
 from cris_deploy.errors import InputError
 from cris_deploy.execution.backends import AUTO, Device
 from cris_deploy.pixels.image import MAX_PIXELS
@@ -38,6 +39,8 @@ class ServeOptions:
         max_characters: Of an expression.
         kept_images: Images that can be asked again without sending them.
         kept_seconds: For how long.
+        manifest_sha256: As of `Engine`; a bundle that is loaded again is held to it, too.
+        require_signature: Likewise.
         page: Folder that `cris-export web` wrote, whose page then computes in the browser, too.
         self_test: Whether the bundle's samples are run before the worker is ready.
     """
@@ -60,6 +63,8 @@ class ServeOptions:
     max_characters: int = 1000
     kept_images: int = 64
     kept_seconds: float = 300.0
+    manifest_sha256: str | None = None
+    require_signature: str | None = None
     page: str | None = None
     self_test: bool = True
 
@@ -75,6 +80,10 @@ class ServeOptions:
         for name in ("timeout", "read_timeout", "kept_seconds"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise InputError(f"{name} is {getattr(self, name)}: give seconds above 0")
+
+    def open_bundle(self, *, verify: bool = True) -> Bundle:
+        """Open the bundle, if it is the one that is meant; errors as of `Bundle.open`."""
+        return Bundle.open(self.bundle, verify, self.manifest_sha256, self.require_signature)
 
     def batch_limits(self, device: Device, reserved: int = 0) -> BatchLimits:
         """Give the limits of batches: what was asked for, else what suits the device.

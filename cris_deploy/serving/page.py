@@ -11,7 +11,6 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from cris_deploy import documents
-from cris_deploy.bundle.reading import Bundle
 from cris_deploy.errors import InputError
 from cris_deploy.serving.options import ServeOptions
 
@@ -44,14 +43,14 @@ def add_page(app: FastAPI, options: ServeOptions) -> None:
         """Give what the page shows at first, and who may compute."""
         if given is not None:
             return JSONResponse(given)
-        return JSONResponse(await asyncio.to_thread(_of_bundle, options.bundle))
+        return JSONResponse(await asyncio.to_thread(_of_bundle, options))
 
     if given is None:
 
         @app.get(f"/{_FIRST}", include_in_schema=False)
         async def first() -> Response:
             """Give the image of the bundle's first sample."""
-            bundle = await asyncio.to_thread(Bundle.open, options.bundle, verify=False)
+            bundle = await asyncio.to_thread(options.open_bundle, verify=False)
             return FileResponse(bundle.sample_image(bundle.manifest.samples[0]))
 
     app.mount("/", _Isolated(directory=folder, html=True))
@@ -67,8 +66,8 @@ def _read_page(folder: Path) -> dict[str, Any]:
     return {**page, "engines": [*page.get("engines", ()), _SERVER]}
 
 
-def _of_bundle(path: str) -> dict[str, Any]:
-    manifest = Bundle.open(path, verify=False).manifest
+def _of_bundle(options: ServeOptions) -> dict[str, Any]:
+    manifest = options.open_bundle(verify=False).manifest
     samples = manifest.samples
     shown = [sample.expression for sample in samples if sample.image == samples[0].image]
     return {

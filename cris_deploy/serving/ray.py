@@ -12,7 +12,6 @@ from typing import Any
 from fastapi import FastAPI
 from ray import serve
 
-from cris_deploy.bundle.reading import Bundle
 from cris_deploy.serving.app import create_app
 from cris_deploy.serving.options import TOKEN_VARIABLE
 from cris_deploy.serving.ray_options import RayOptions, deployment_options, read_options
@@ -47,6 +46,6 @@ def app(args: Mapping[str, Any]) -> serve.Application:
     bundle.
     """
     options = read_options(args)
-    Bundle.open(options.bundle, verify=False)  # a wrong path is said here, once
+    options.open_bundle(verify=False)  # a wrong path is said here, once
     replica = serve.deployment(serve.ingress()(Replica)).options(**deployment_options(options))
     return replica.bind(options)

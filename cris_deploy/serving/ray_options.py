@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cris_deploy import arguments, documents
+from cris_deploy.bundle.signature import key_text
 from cris_deploy.errors import InputError
 from cris_deploy.serving.options import ServeOptions
 
@@ -46,7 +47,7 @@ class RayOptions(ServeOptions):
 
 def read_options(args: Mapping[str, Any]) -> RayOptions:
     """Read options; on a command line all values are text. Raises InputError."""
-    texts = {"bundle"} | {
+    texts = {"bundle", "manifest_sha256", "require_signature"} | {
         field.name for field in dataclasses.fields(RayOptions) if isinstance(field.default, str)
     }
     given = {
@@ -57,7 +58,10 @@ def read_options(args: Mapping[str, Any]) -> RayOptions:
     threads = max(1, int(options.cpus)) if options.threads is None else options.threads
     # A replica runs in a folder of Ray's.
     bundle = str(Path(options.bundle).absolute())
-    return dataclasses.replace(options, bundle=bundle, threads=threads)
+    key = options.require_signature
+    if key is not None:  # its file need not be where replicas are
+        key = key_text(key)
+    return dataclasses.replace(options, bundle=bundle, threads=threads, require_signature=key)
 
 
 def deployment_options(options: RayOptions) -> dict[str, Any]:

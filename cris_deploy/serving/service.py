@@ -218,7 +218,7 @@ class Service:
     def _load(self) -> _Loaded:
         options, metrics = self.options, self._metrics
         began = time.perf_counter()
-        bundle = Bundle.open(options.bundle)
+        bundle = options.open_bundle()
         engine = Engine(
             bundle,
             backend=options.backend,

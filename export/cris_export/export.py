@@ -1,4 +1,4 @@
-"""A checkpoint becomes a bundle: load, fold, trace, type, write, prove, in this order."""
+"""A checkpoint becomes a bundle: load, fold, trace, type, write, prove, sign, in this order."""
 
 from __future__ import annotations
 
@@ -171,6 +171,8 @@ def export(options: ExportOptions, step: Callable[[str], None] = lambda _: None)
             parity.record(), unproved=(*planner.warnings, *parity.unproved)
         )
         manifest = writer.write_manifest(dataclasses.replace(manifest, parity=record))
+        if options.signer is not None:
+            options.signer.sign(folder)
         writer.commit()
     sizes = {name: record.bytes for name, record in manifest.files.items()}
     warnings = tuple(planner.warnings)

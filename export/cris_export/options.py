@@ -12,6 +12,7 @@ from cris_export.graph.trace import DEFAULT_OPSET
 from cris_export.plans.options import NO_PLANS, PlanOptions
 from cris_export.precision.int8.stage import MIN_CORRELATION
 from cris_export.proof.verify import NOTHING_ASKED, Asked
+from cris_export.sign import Signer
 
 # Edges of objects move by a pixel in int8; what is segmented, and the mIoU on a data set, do not.
 INT8_MIN_IOU = 0.95
@@ -38,6 +39,7 @@ class ExportOptions:
         plans: Plans to build; none if not given.
         asked: What has to prove the bundle beside ONNX Runtime on the CPU; what `auto` takes here
             if nothing is asked for.
+        signer: What signs the bundle, once it is proved; None leaves it unsigned.
         gate: Off hands over a bundle that failed, and its manifest says so: to measure with.
     """
 
@@ -54,6 +56,7 @@ class ExportOptions:
     plans: PlanOptions = NO_PLANS
     max_logit_error: float | None = None
     asked: Asked = NOTHING_ASKED
+    signer: Signer | None = None
     gate: bool = True
 
     def __post_init__(self) -> None:

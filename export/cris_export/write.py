@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from cris_deploy.bundle.contents import ENGINES, MANIFEST, sha256
+from cris_deploy.bundle.contents import ENGINES, MANIFEST, SIGNATURE, sha256
 from cris_deploy.bundle.manifest import FileRecord, Manifest
 from cris_deploy.errors import BundleError, InputError
 
@@ -158,7 +158,8 @@ class BundleWriter(FolderWriter):
         files = {}
         for path in sorted(self.directory.rglob("*")):
             name = path.relative_to(self.directory).as_posix()
-            if path.is_file() and name != MANIFEST and not name.startswith((".", f"{ENGINES}/")):
+            own = name in (MANIFEST, SIGNATURE)
+            if path.is_file() and not own and not name.startswith((".", f"{ENGINES}/")):
                 files[name] = self._record(path, name)
         manifest = dataclasses.replace(manifest, files=files)
         text = manifest.to_json()

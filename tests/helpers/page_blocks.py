@@ -44,6 +44,8 @@ REASONS: Final = (
 PARSERS: Final = {
     "cris-export check": "cris_export.cli.check",
     "cris-export build": "cris_export.cli.build",
+    "cris-export sign": "cris_export.cli.sign",
+    "cris-export key": "cris_export.cli.key",
     "cris-export triton": "cris_export.cli.triton",
     "cris-export web": "cris_export.cli.web",
     "cris-export": "cris_export.cli.main",
@@ -76,6 +78,7 @@ OTHERS: Final = {
         "docker",
         "kubectl",
         "git",
+        "minisign",
         "sha256sum",
         "cut",
         "nvidia-smi",

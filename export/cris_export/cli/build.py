@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cris_deploy.cli import Parser, guarded
-from cris_export.cli import Steps
+from cris_export.cli import Steps, sign
 from cris_export.plans.options import PlanKind, PlanOptions
 
 
@@ -28,6 +28,7 @@ def _parser() -> Parser:
         ),
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="what cris-export wrote")
+    sign.add_sign(parser)
     add_plans(parser)
     return parser
 
@@ -75,6 +76,7 @@ def _run(args: argparse.Namespace) -> int:
     from cris_export.tables import describe_plans
 
     steps = Steps()
-    if records := build_plans(args.bundle, plan_options(args), steps):
+    signer = sign.signer(args.sign)
+    if records := build_plans(args.bundle, plan_options(args), steps, signer):
         print(f"{describe_plans(records)}\nbuilt in {steps.seconds:.1f} s")
     return 0

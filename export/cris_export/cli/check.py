@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cris_deploy.cli import Parser, guarded
+from cris_deploy.cli import Parser, add_trust, guarded, open_bundle
 from cris_deploy.documents import to_json
 from cris_deploy.execution.backends import AUTO, BackendName, Compute, Device
 from cris_export.cli import Steps
@@ -41,7 +41,7 @@ def _run(args: argparse.Namespace) -> int:
 
     steps = Steps()
     report = check(
-        args.bundle,
+        open_bundle(args),
         backend=args.backend,
         device=args.device,
         precision=args.precision,
@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         "PyTorch; in fp32 also of each stage's outputs (default: the bundle's)",
     )
     add_prover(parser)
+    add_trust(parser)
     add(
         "--trust-plans",
         action="store_true",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from cris_deploy.bundle.manifest import DEFAULT_MIN_IOU
 from cris_deploy.cli import Parser, guarded
 from cris_deploy.errors import InputError
-from cris_export.cli import Steps, build, check, triton, web
+from cris_export.cli import Steps, build, check, key, sign, triton, web
 from cris_export.errors import ParityError
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ EXIT_PARITY = 1
 _COMMANDS = {
     "check": check.main,
     "build": build.main,
+    "sign": sign.main,
+    "key": key.main,
     "triton": triton.main,
     "web": web.main,
 }
@@ -32,6 +34,8 @@ _EPILOG = """\
 commands, each with a --help of its own:
   cris-export check BUNDLE   prove a bundle again, on the machine that will serve
   cris-export build BUNDLE   build TensorRT plans for a bundle there is
+  cris-export sign BUNDLE --key KEY   sign a bundle there is
+  cris-export key KEY   make a pair of keys to sign with
   cris-export triton BUNDLE REPO   write a model repository for Triton Inference Server
   cris-export web BUNDLE DIR   write a page that finds masks in the browser
 """
@@ -75,6 +79,7 @@ def _export(given: Sequence[str]) -> int:
         max_logit_error=args.max_logit_error,
         opset=args.opset,
         asked=Asked(args.backend, args.device, args.precision),
+        signer=sign.signer(args.sign),
     )
     try:
         report = export(options, Steps())
@@ -166,6 +171,7 @@ def _parser() -> argparse.ArgumentParser:
         "(default: by precision and arithmetic, docs/decisions/0004)",
     )
     add("--opset", type=int, default=20, metavar="N", help="ONNX operator set (default: 20)")
+    sign.add_sign(parser)
     build.add_plans(parser)
     check.add_prover(parser)
     return parser

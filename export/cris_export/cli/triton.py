@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from cris_deploy.cli import Parser, guarded
+from cris_deploy.cli import Parser, add_trust, guarded, open_bundle
 from cris_deploy.cli.tables import to_text
 from cris_deploy.errors import InputError
 from cris_deploy.execution.backends import AUTO, BackendName, Compute
@@ -34,6 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("bundle", type=Path, metavar="BUNDLE", help="what cris-export wrote")
+    add_trust(parser)
     add("repository", type=Path, metavar="REPO", help="the folder to write")
     add(
         "--stages",
@@ -86,7 +87,7 @@ def _run(args: argparse.Namespace) -> int:
         settings=documents.convert(ModelSettings, given, "the options"),
     )
     steps = Steps()
-    written = write_repository(args.bundle, args.repository, options, steps)
+    written = write_repository(open_bundle(args), args.repository, options, steps)
     rows = [(model.name, model.platform, f"{model.size / 1e6:.1f}") for model in written]
     print(to_text(("model", "run by", "MB"), rows))
     print(f"\n{args.repository}: how to serve it is in {args.repository / 'README.md'}")

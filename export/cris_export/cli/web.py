@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cris_deploy.cli import Parser, guarded
+from cris_deploy.cli import Parser, add_trust, guarded, open_bundle
 from cris_export.errors import ParityError
 
 EXIT_PARITY = 1
@@ -25,7 +25,7 @@ def _run(args: argparse.Namespace) -> int:
 
     try:
         report = write_site(
-            args.bundle,
+            open_bundle(args),
             args.folder,
             modules=args.modules,
             weights=Weights(args.weights),
@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("bundle", type=Path, metavar="BUNDLE", help="what cris-export wrote")
+    add_trust(parser)
     add("folder", type=Path, metavar="FOLDER", help="where the page goes; a page there is replaced")
     add(
         "--weights",

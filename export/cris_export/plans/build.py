@@ -22,6 +22,7 @@ from cris_export.plans.builder import Built, Source, build_plan
 from cris_export.plans.choose import Builder, choose_builder
 from cris_export.plans.options import PlanOptions
 from cris_export.plans.watch import BuildLog, TimingCache
+from cris_export.sign import Signer, refuse_signed
 from cris_export.write import lock
 
 _PARTIAL = ".partial"
@@ -30,7 +31,10 @@ _FAILED = ".failed.log"
 
 
 def build_plans(
-    bundle: Path, options: PlanOptions, step: Callable[[str], None] = lambda _: None
+    bundle: Path,
+    options: PlanOptions,
+    step: Callable[[str], None] = lambda _: None,
+    signer: Signer | None = None,
 ) -> tuple[PlanRecord, ...]:
     """Build a plan of each graph of a bundle, put them into its `engines/`, list their hashes.
 
@@ -42,19 +46,21 @@ def build_plans(
         bundle: A complete bundle.
         options: What to build.
         step: Called with a short line before each plan and every few seconds of a long build.
+        signer: Signs the manifest that lists them; a signed bundle is not changed without.
 
     Returns:
         What the sidecars say; () if `auto` or `none` builds nothing.
 
     Raises:
         BundleError: the bundle is not whole, or was replaced meanwhile.
-        InputError, BackendError: as `choose_builder` does.
+        InputError, BackendError: as `choose_builder` does; InputError for a signed bundle, too.
         ExportError: a build failed; the builder's log was kept and is named.
     """
     opened = Bundle.open(bundle)
     chosen = choose_builder(options, step)
     if chosen is None:
         return ()
+    refuse_signed(opened.path, signer)
     step(f"building {chosen}")
     cache = None
     if chosen.runtime is RuntimeName.TENSORRT:
@@ -67,6 +73,8 @@ def build_plans(
             _publish(staging, record)
         with _writing(opened.path):
             plans.list_plans(opened, records)
+        if signer is not None:
+            signer.sign(opened.path)
     if cache is not None:
         cache.store()
     return records

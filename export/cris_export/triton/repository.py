@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 import cris_deploy
+from cris_deploy.bundle.contents import SIGNATURE
 from cris_deploy.bundle.manifest import STAGES, GraphName
 from cris_deploy.bundle.plans import SIDECAR
 from cris_deploy.bundle.reading import ENGINES, MANIFEST, Bundle
@@ -48,7 +49,7 @@ class Written:
 
 
 def write_repository(
-    bundle: Path,
+    bundle: Path | Bundle,
     repository: Path,
     options: RepositoryOptions,
     step: Callable[[str], None] = lambda _: None,
@@ -56,7 +57,7 @@ def write_repository(
     """Write a model repository of a bundle; one of ours is replaced.
 
     Args:
-        bundle: A complete bundle; a copy of it goes into the repository.
+        bundle: A complete bundle, opened or not; a copy of it goes into the repository.
         repository: Where; folders above it are made.
         options: What it is to hold.
         step: Called with a short line before each model.
@@ -67,7 +68,7 @@ def write_repository(
             give wrong masks (`stages.require_exact`).
         BackendError: there are no plans of the kind that was asked for.
     """
-    opened = Bundle.open(bundle)
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     if options.stages is StageKind.ONNXRUNTIME:
         require_exact(opened)
     if repository.resolve().is_relative_to(opened.path.resolve()):
@@ -137,8 +138,10 @@ def _write_config(folder: Path, config: Message) -> None:
 
 
 def _copy_bundle(bundle: Bundle, target: Path) -> None:
-    """Copy what the manifest lists, and nothing else that lies there."""
+    """Copy what the manifest lists and its signature, and nothing else that lies there."""
     names = [MANIFEST, *bundle.manifest.files]
+    if (bundle.path / SIGNATURE).is_file():
+        names.append(SIGNATURE)
     for plan in bundle.manifest.plans:
         if (bundle.path / ENGINES / plan).is_file():
             names += [f"{ENGINES}/{plan}", f"{ENGINES}/{plan}{SIDECAR}"]

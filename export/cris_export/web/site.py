@@ -116,7 +116,7 @@ class WebReport:
 
 
 def write_site(
-    bundle: Path,
+    bundle: Path | Bundle,
     folder: Path,
     *,
     modules: Path,
@@ -127,7 +127,7 @@ def write_site(
     """Write the folder, whole or not at all; an earlier one is replaced.
 
     Args:
-        bundle: Folder that cris-export wrote.
+        bundle: Folder that cris-export wrote, or an opened `Bundle`.
         folder: Where the page goes; it must not be there, or be such a page.
         modules: The node_modules with onnxruntime-web and @huggingface/tokenizers.
         weights: How weights are stored.
@@ -138,7 +138,7 @@ def write_site(
         InputError: an argument cannot be used.
         ParityError: the written graphs give other masks than the samples of the bundle have.
     """
-    opened = Bundle.open(bundle)
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     with FolderWriter(folder, "a page of cris-export web", _PAGE) as writer:
         site = writer.directory
         with as_file(files("cris_deploy.web") / "page") as page:

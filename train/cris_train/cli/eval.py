@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cris_deploy.cli import Parser, guarded
+from cris_deploy.cli import Parser, add_trust, guarded
 from cris_deploy.documents import to_json
 from cris_deploy.execution.backends import AUTO, BackendName, Compute, Device
 
@@ -44,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             word_len=args.word_len,
             limit=args.limit,
             skip_broken=args.skip_broken,
+            manifest_sha256=args.manifest_sha256,
+            require_signature=args.require_signature,
         )
         other = read_report(args.compare) if args.compare is not None else None
         if args.output is not None:
@@ -99,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     what = parser.add_argument_group("what to measure (one of the two)")
     what.add_argument("--ckpt", type=Path, metavar="FILE", help="a checkpoint, in PyTorch")
     what.add_argument("--bundle", type=Path, metavar="DIR", help="a bundle, as it will serve")
+    add_trust(what)
     data = parser.add_argument_group("on what")
     data.add_argument("--data", type=Path, required=True, metavar="DIR", help="the data set")
     data.add_argument(

@@ -69,6 +69,8 @@ class EvalOptions:
         word_len: Of a checkpoint that does not say it; None for its own, or for 17 on RefCOCO and
             RefCOCO+.
         limit: Pictures of each split, from the first; 0 for all.
+        manifest_sha256: Of a bundle, as `Engine` takes it.
+        require_signature: Likewise.
         skip_broken: Leave out what cannot be used, and count and name it; else it is an error.
     """
 
@@ -84,6 +86,8 @@ class EvalOptions:
     threshold: float | None = None
     word_len: int | None = None
     limit: int = 0
+    manifest_sha256: str | None = None
+    require_signature: str | None = None
     skip_broken: bool = False
 
     def __post_init__(self) -> None:
@@ -93,6 +97,10 @@ class EvalOptions:
             raise InputError(
                 f"--backend {self.backend} goes with --bundle: a checkpoint runs in PyTorch"
             )
+        for name in ("manifest_sha256", "require_signature"):
+            if self.checkpoint is not None and getattr(self, name) is not None:
+                flag = "--" + name.replace("_", "-")
+                raise InputError(f"{flag} goes with --bundle: a checkpoint has neither")
         if self.bundle is not None and self.word_len is not None:
             raise InputError("--word-len goes with --ckpt: a bundle knows its own")
         if self.threshold is not None and not 0.0 <= self.threshold <= 1.0:
@@ -206,6 +214,8 @@ def _opened(options: EvalOptions) -> Iterator[tuple[Segmenter, Measured, float]]
         backend=options.backend,
         device=options.device,
         precision=options.precision,
+        manifest_sha256=options.manifest_sha256,
+        require_signature=options.require_signature,
         image_cache=0,  # each picture is asked for once
     ) as engine:
         info, path = engine.info, options.bundle
