@@ -10,7 +10,7 @@ import psutil
 
 MOST_GROWTH = 0.02
 SETTLING = 600.0
-"""Seconds after which nothing may grow: every pool has its threads by then, every cache its rows."""
+"""Seconds after which nothing may grow: by then pools have their threads, caches their rows."""
 SHARE = 10
 """Growth is of the last tenth of what is left against the first tenth of it."""
 
