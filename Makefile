@@ -12,7 +12,7 @@ DEMO := demo
 DEMO_EXPRESSIONS := "the purple cross" "the small red star" "the leftmost red square" \
     "the red square right of the red star"
 
-.PHONY: demo web test lint types unit docs sanitize bench train-demo ablation clean help
+.PHONY: demo web test lint types unit docs sanitize hard bench train-demo ablation clean help
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -51,6 +51,15 @@ docs: $(STAMP) ## The documentation site: build/site/index.html
 
 sanitize: $(STAMP) ## The kernel tests under AddressSanitizer and UBSan
 	kernels/sanitize.sh $(BIN)/python
+
+hard: $(STAMP) ## Faults, threads and two hours of load, at full strength (three hours)
+	test -d $(DEMO)/scenes.bundle || $(MAKE) demo
+	$(BIN)/python -m tests.hard.faults.kills --record build/hard/kills.json
+	$(BIN)/python -m tests.hard.faults.starving --record build/hard/starving.json
+	$(BIN)/python -m tests.hard.concurrency.storm --minutes 10 --record build/hard/storm.json
+	$(BIN)/python -m tests.hard.concurrency.thread_sanitizer 60
+	CRIS_HARD=1 $(BIN)/python -m pytest tests/hard/faults tests/hard/concurrency
+	$(BIN)/python -m tests.hard.soak --bundle $(DEMO)/scenes.bundle --record build/hard/soak.json
 
 bench: $(STAMP) ## The engine against PyTorch on this machine
 	$(BIN)/cris-bench

@@ -20,6 +20,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[3]
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+NO_FAULT: Mapping[str, Any] = {}
 HANGS = 300.0
 """Seconds; nothing here takes as long."""
 
@@ -50,11 +51,12 @@ class Zygote:
     def __init__(self, process: "subprocess.Popen[str]", folder: Path) -> None:
         self._process, self._outcome = process, folder / "outcome.json"
 
-    def start(self, work: str, **arguments: Any) -> int:
+    def start(self, work: str, fault: Mapping[str, Any] = NO_FAULT, **arguments: Any) -> int:
         """Begin `work` of `tests.hard.faults.work` in a child; give its process id."""
         self._outcome.unlink(missing_ok=True)
         self._begun = time.monotonic()
-        return int(self._ask({"work": work, "arguments": arguments, "to": str(self._outcome)}))
+        asked = {"name": work, "arguments": arguments, "fault": dict(fault)}
+        return int(self._ask({**asked, "to": str(self._outcome)}))
 
     def wait(self) -> Ended:
         """Wait for the child's end."""
@@ -62,9 +64,9 @@ class Zygote:
         told = json.loads(self._outcome.read_text()) if self._outcome.exists() else {}
         return Ended(status, time.monotonic() - self._begun, told)
 
-    def do(self, work: str, **arguments: Any) -> Ended:
+    def do(self, work: str, fault: Mapping[str, Any] = NO_FAULT, **arguments: Any) -> Ended:
         """Do a piece of work from its begin to its end."""
-        self.start(work, **arguments)
+        self.start(work, fault, **arguments)
         return self.wait()
 
     def kill_after(self, seconds: float, work: str, **arguments: Any) -> Ended:
@@ -117,7 +119,7 @@ def _serve() -> None:
         child = os.fork()
         if not child:
             signal.alarm(int(HANGS))
-            work.do(asked["work"], asked["arguments"], Path(asked["to"]))
+            work.do(**asked)
         print(child, file=answers, flush=True)
 
 
