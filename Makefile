@@ -12,7 +12,7 @@ DEMO := demo
 DEMO_EXPRESSIONS := "the purple cross" "the small red star" "the leftmost red square" \
     "the red square right of the red star"
 
-.PHONY: demo web test lint types unit docs sanitize platforms sbom audit lowest bench train-demo \
+.PHONY: demo web test lint types unit docs sanitize hard platforms sbom audit lowest bench train-demo \
     ablation clean help
 
 help: ## Show the targets
@@ -73,6 +73,15 @@ audit: sbom ## The same against PyPI's advisories; an error if they cannot be as
 
 lowest: $(TRUST)/bin/pip-audit ## The lowest versions that pyproject.toml allows, by the tests
 	tests/hard/platforms/lowest.sh $(TRUST)/bin/uv
+
+hard: $(STAMP) ## Faults, threads and two hours of load, at full strength (three hours)
+	test -d $(DEMO)/scenes.bundle || $(MAKE) demo
+	$(BIN)/python -m tests.hard.faults.kills --record build/hard/kills.json
+	$(BIN)/python -m tests.hard.faults.starving --record build/hard/starving.json
+	$(BIN)/python -m tests.hard.concurrency.storm --minutes 10 --record build/hard/storm.json
+	$(BIN)/python -m tests.hard.concurrency.thread_sanitizer 60
+	CRIS_HARD=1 $(BIN)/python -m pytest tests/hard/faults tests/hard/concurrency
+	$(BIN)/python -m tests.hard.soak --bundle $(DEMO)/scenes.bundle --record build/hard/soak.json
 
 bench: $(STAMP) ## The engine against PyTorch on this machine
 	$(BIN)/cris-bench

@@ -13,6 +13,7 @@ does not: what pays there is only what several expressions of one image share.
 
 import asyncio
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -140,6 +141,7 @@ class Batcher:
         decode_threads = arguments.whole(
             "decode_threads", decode_threads, 1, arguments.MOST_THREADS
         )
+        self._process: Final = os.getpid()
         self._steps: Final = engine.pipeline if isinstance(engine, Engine) else engine
         self.limits: Final = limits or BatchLimits.of(Device.CPU if info is None else info.device)
         self._changed: Final = Condition()
@@ -181,6 +183,11 @@ class Batcher:
         prompts = self._steps.read_expressions(expression, threshold)
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         request = _Request(Future(), prompts, deadline, timeout)
+        if os.getpid() != self._process:
+            raise InputError(
+                "batcher was made before this process was forked, and its threads are not here: "
+                "make a new Engine and a new Batcher in this process"
+            )
         with self._changed:
             if self._closing:
                 raise InputError("batcher is closed: make a new Batcher")
@@ -189,11 +196,15 @@ class Batcher:
                 raise BusyError(
                     f"{len(self._open)} requests wait already: try again later, or add an engine"
                 )
-            self._open.add(request)
-            if isinstance(image, Picture):
-                self._enqueue(request, image)
-            else:
-                self._decoders.submit(self._prepare, request, image)
+            try:
+                self._open.add(request)
+                if isinstance(image, Picture):
+                    self._enqueue(request, image)
+                else:
+                    self._decoders.submit(self._prepare, request, image)
+            except BaseException:  # Ctrl-C, too: what nobody will answer takes no place
+                self._open.discard(request)
+                raise
         request.future.add_done_callback(lambda _: self._let_go(request))
         return request.future
 

@@ -20,7 +20,9 @@ def write_whole(path: str | Path, content: bytes | memoryview) -> Path:
     try:
         write_atomically(path, content)
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise InputError(
+            f"{path} cannot be written: {error.strerror or error}: make room, or give another path"
+        ) from error
     return path
 
 
@@ -60,5 +62,8 @@ def make_folder(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"folder {path} cannot be made: {error.strerror or error}") from error
+        raise InputError(
+            f"folder {path} cannot be made: {error.strerror or error}: make room, or give another "
+            f"path"
+        ) from error
     return path

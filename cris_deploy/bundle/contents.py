@@ -45,7 +45,9 @@ def read_manifest(root: Path) -> bytes:
             f"bundle {root} has no {MANIFEST}: give the directory cris-export wrote"
         ) from None
     except OSError as error:
-        raise BundleError(f"bundle {root}: {MANIFEST} cannot be read: {error}") from None
+        raise BundleError(
+            f"bundle {root}: {MANIFEST} cannot be read ({error}): copy or export the bundle again"
+        ) from None
 
 
 def check_lengths(root: Path, manifest: Manifest) -> None:

@@ -80,26 +80,27 @@ class LruCache(Generic[K, V]):
         if not self._size:
             self._misses += 1
             return compute()
-        while True:
-            with self._lock:
-                if self._count(key):
-                    return self._values[key]
-                computing = self._computing.get(key)
-                if computing is None:
-                    mine = self._computing[key] = Lock()
-                    mine.acquire()
-                    break
-            with computing:  # free when the value is there, or could not be had
-                pass
+        mine = Lock()
+        mine.acquire()
+        # A signal may interrupt this thread after any call below: those that wait must not wait on.
         try:
+            while True:
+                with self._lock:
+                    if self._count(key):
+                        return self._values[key]
+                    computing = self._computing.setdefault(key, mine)
+                if computing is mine:
+                    break
+                with computing:  # free when the value is there, or could not be had
+                    pass
+                self._drop_turn(key, computing)
             value = compute()
             with self._lock:
                 self._store(key, value)
+            return value
         finally:
-            with self._lock:
-                del self._computing[key]
-            mine.release()
-        return value
+            mine.release()  # first: no signal comes before it
+            self._drop_turn(key, mine)
 
     def counts(self) -> CacheCounts:
         """Say what it holds, and how often a value was there."""
@@ -115,6 +116,12 @@ class LruCache(Generic[K, V]):
         """Forget all values."""
         with self._lock:
             self._values.clear()
+
+    def _drop_turn(self, key: K, turn: Lock) -> None:
+        """Nobody computes a value in a turn that has ended."""
+        with self._lock:
+            if self._computing.get(key) is turn:
+                del self._computing[key]
 
     def _count(self, key: K) -> bool:
         """Whether the value is there, which then counts as used."""

@@ -31,6 +31,7 @@ from cris_deploy.execution.executor import (
     MaskStep,
 )
 from cris_deploy.execution.steps import EncodedPicture, Picture, Prompt
+from cris_deploy.machine.memory import enough_memory
 from cris_deploy.pixels import image as images
 from cris_deploy.pixels.image import ImageInput
 from cris_deploy.words.tokenizer import Tokenizer, TruncationWarning
@@ -80,6 +81,7 @@ class Pipeline:
         max_pixels: int,
         on_stage: OnStage | None = None,
     ) -> None:
+        self._process = os.getpid()
         self._bundle = bundle
         self._model = bundle.manifest.model
         self._tokenizer = tokenizer
@@ -95,7 +97,12 @@ class Pipeline:
 
     @property
     def stages(self) -> Mapping[GraphName, Graph]:
-        """The graphs that serve; InputError once they are closed."""
+        """The graphs that serve; InputError once they are closed, and in a forked process."""
+        if os.getpid() != self._process:
+            raise InputError(
+                "engine was made before this process was forked, and its threads are not here: "
+                "make a new Engine in this process"
+            )
         stages = self._stages
         if stages is None:
             raise InputError("engine is closed: make a new Engine")
@@ -137,6 +144,8 @@ class Pipeline:
 
     def close(self) -> None:
         """Release the graphs and caches; any later use raises InputError."""
+        if os.getpid() != self._process:
+            return  # runtimes would wait for threads that this process does not have
         stages, self._stages = self._stages, None
         self.forget()
         if stages is not None:
@@ -163,8 +172,9 @@ class Pipeline:
 
     def prepare(self, image: ImageInput) -> Picture:
         """Decode and letterbox; raises ImageError."""
-        rgb = images.decode(image, self._max_pixels)
-        square = images.letterbox(rgb, self._model.input_size)
+        with enough_memory("a picture was read"):
+            rgb = images.decode(image, self._max_pixels)
+            square = images.letterbox(rgb, self._model.input_size)
         return Picture(square, rgb.shape[0], rgb.shape[1])
 
     def encode_pictures(self, pictures: Sequence[Picture]) -> list[EncodedPicture]:
@@ -274,7 +284,8 @@ class Pipeline:
         """
         began = time.perf_counter()
         try:
-            yield
+            with enough_memory(f"the {stage} ran"):
+                yield
             if self.on_stage is not None:
                 self.on_stage(stage, time.perf_counter() - began, rows)
             if self._device is Device.CPU:

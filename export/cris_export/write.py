@@ -16,7 +16,7 @@ from typing import Final, Self
 
 from cris_deploy.bundle.contents import ENGINES, MANIFEST, SIGNATURE, sha256
 from cris_deploy.bundle.manifest import FileRecord, Manifest
-from cris_deploy.errors import BundleError, InputError
+from cris_deploy.errors import BundleError, CrisError, InputError
 
 _PARTIAL = ".partial"
 _REPLACED = ".replaced"
@@ -34,7 +34,8 @@ class FolderWriter:
 
     Leaving the block without `commit` deletes everything. An existing folder that has the file
     `mark` is replaced, at `commit` and not before; anything else under that name is refused
-    (InputError). Directories that killed writers left behind are removed.
+    (InputError). Directories that killed writers left behind are removed. An OSError of writing
+    within the block, such as of a full disk, becomes an InputError with the remedy.
 
     Args:
         path: Of the folder.
@@ -59,7 +60,7 @@ class FolderWriter:
             with contextlib.suppress(OSError):  # a file system without locks
                 self._lock = lock(self.directory)
         except OSError as error:
-            raise InputError(f"{self.path} cannot be written: {error}") from None
+            raise self._unwritten(error) from None
         return self
 
     def __exit__(
@@ -72,20 +73,45 @@ class FolderWriter:
             shutil.rmtree(self.directory, ignore_errors=True)
         if self._lock is not None:
             os.close(self._lock)
+        if isinstance(error, OSError) and self._of_writing(error):
+            raise self._unwritten(error) from error
 
     def commit(self) -> None:
         """Flush to the disk and give the folder its name, in one step where the system can."""
         self._check_target()
-        for path in self.directory.glob(".*"):
-            shutil.rmtree(path)
         try:
+            for path in self.directory.glob(".*"):
+                shutil.rmtree(path)
             for path in [*self.directory.rglob("*"), self.directory]:
                 _flush(path)
             self._rename()
+        except OSError as error:
+            raise self._unwritten(error) from None
+        self._committed = True
+        try:
             _flush(self.path.parent)
         except OSError as error:
-            raise BundleError(f"{self.path} cannot be written: {error}") from None
-        self._committed = True
+            raise BundleError(
+                f"{self.path} is complete, but its name may not be on the disk: "
+                f"{error.strerror or error}. Look after the disk, then write it again"
+            ) from None
+
+    def _of_writing(self, error: OSError) -> bool:
+        """Tell a failed write from an error of ours, of a reader of our output, of another file."""
+        if isinstance(error, (CrisError, ConnectionError)):
+            return False
+        name = error.filename
+        # A failed write of an open file names none.
+        return not isinstance(name, (str, bytes)) or Path(os.fsdecode(name)).is_relative_to(
+            self.directory
+        )
+
+    def _unwritten(self, error: OSError) -> InputError:
+        kept = " (what was there is kept)" if self.path.exists() else ""
+        return InputError(
+            f"{self.path} cannot be written: {error.strerror or error}{kept}: make room or look "
+            f"after the disk, or give another path"
+        )
 
     def _check_target(self) -> None:
         if not self.path.exists():

@@ -2,6 +2,7 @@
 
 import ctypes
 import dataclasses
+import errno
 import multiprocessing
 import os
 import signal
@@ -51,6 +52,50 @@ def test_existing_bundle_survives_failure(own_bundle):
     with pytest.raises(ZeroDivisionError), BundleWriter(own_bundle):
         raise ZeroDivisionError
     Bundle.open(own_bundle)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        OSError("256 requested and 0 written"),  # as NumPy has it
+    ],
+)
+def test_a_full_disk_is_told_with_a_remedy(own_bundle, error):
+    before = Bundle.open(own_bundle).manifest_sha256
+
+    def write() -> None:
+        with BundleWriter(own_bundle) as writer:
+            (writer.directory / "half").write_text("half")
+            raise error
+
+    with pytest.raises(InputError, match=r"own\.bundle cannot be written: .*make room") as told:
+        write()
+    assert "what was there is kept" in str(told.value)
+    assert error.args[-1] in str(told.value)
+    assert Bundle.open(own_bundle).manifest_sha256 == before
+    assert list(own_bundle.parent.iterdir()) == [own_bundle]
+
+
+def test_what_fails_elsewhere_is_no_full_disk(tmp_path):
+    with pytest.raises(FileNotFoundError), BundleWriter(tmp_path / "b"):
+        (tmp_path / "missing").read_text()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fails_after_the_renaming_loses_nothing(own_bundle, monkeypatch):
+    flush = write._flush
+
+    def broken(path):
+        if path == own_bundle.parent:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        flush(path)
+
+    monkeypatch.setattr(write, "_flush", broken)
+    with pytest.raises(BundleError, match=r"is complete, .*not be on the disk"):
+        tiny.write_bundle(own_bundle)
+    Bundle.open(own_bundle)
+    assert list(own_bundle.parent.iterdir()) == [own_bundle]
 
 
 def test_other_things_are_not_replaced(tmp_path):

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from cris_deploy.bundle.manifest import GraphName, NumberType, Precision
 from cris_deploy.bundle.reading import Bundle
-from cris_deploy.errors import BackendError, one_line
+from cris_deploy.errors import BackendError, CrisError, one_line
 from cris_deploy.execution.backends.interface import Compute, Device, Graph, Runtime, Settings
 from cris_deploy.machine.cpu import saturates, this_cpu
+from cris_deploy.machine.memory import enough_memory
 
 PACKAGE: Final = "onnxruntime"
 DISTRIBUTIONS: Final = ("onnxruntime", "onnxruntime-gpu")
@@ -121,12 +122,15 @@ class _Session:
         if widen:
             options.add_session_config_entry("session.x64quantprecision", "1")
         try:
-            self._session = onnxruntime.InferenceSession(
-                str(path),
-                options,
-                providers=[_PROVIDERS[Device.CPU]],
-                disabled_optimizers=_UNSAFE_IN_HALF if half else None,
-            )
+            with enough_memory(f"onnxruntime loaded {path.name}"):
+                self._session = onnxruntime.InferenceSession(
+                    str(path),
+                    options,
+                    providers=[_PROVIDERS[Device.CPU]],
+                    disabled_optimizers=_UNSAFE_IN_HALF if half else None,
+                )
+        except CrisError:
+            raise
         except Exception as error:  # its exceptions share no base class
             raise BackendError(
                 f"onnxruntime {onnxruntime.__version__} cannot load {path.name} on cpu: "
@@ -136,7 +140,10 @@ class _Session:
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         try:
-            values = self._session.run(self._outputs, dict(inputs))
+            with enough_memory("onnxruntime ran"):
+                values = self._session.run(self._outputs, dict(inputs))
+        except CrisError:
+            raise
         except Exception as error:
             raise BackendError(f"onnxruntime failed: {one_line(error)}") from None
         return dict(zip(self._outputs, values, strict=True))

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from cris_deploy.bundle.manifest import GraphName, GraphSpec, Precision, TensorSpec
 from cris_deploy.bundle.reading import WEIGHTS, Bundle
-from cris_deploy.errors import BackendError, EngineTimeoutError, one_line
+from cris_deploy.errors import BackendError, CrisError, EngineTimeoutError, one_line
 from cris_deploy.execution.backends import unquantised, winograd
 from cris_deploy.execution.backends.interface import (
     CACHE_VARIABLE,
@@ -35,6 +35,7 @@ from cris_deploy.execution.backends.interface import (
     Settings,
 )
 from cris_deploy.machine.cpu import saturates, this_cpu
+from cris_deploy.machine.memory import enough_memory
 
 _log = logging.getLogger("cris_deploy")
 
@@ -131,7 +132,10 @@ class _OpenVino:
         @contextmanager
         def loading() -> Iterator[None]:
             try:
-                yield
+                with enough_memory(f"openvino loaded {path.name}"):
+                    yield
+            except CrisError:
+                raise
             except Exception as error:  # its exceptions are plain RuntimeErrors
                 raise BackendError(
                     f"openvino {_module().__version__} cannot load {path.name}: {one_line(error)}"
@@ -202,7 +206,10 @@ class _Requests:
                 "or timeout, or call from fewer threads"
             ) from None
         try:
-            yield request
+            with enough_memory("openvino ran"):
+                yield request
+        except CrisError:
+            raise
         except Exception as error:
             raise BackendError(f"openvino failed: {one_line(error)}") from None
         finally:

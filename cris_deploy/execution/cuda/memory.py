@@ -310,11 +310,12 @@ class SharedTensor(DeviceTensor):
             self.memory.use_on(_LEGACY if stream is None else stream, None)
         cuda = self.memory.pool.cuda
         with cuda.on_device(self.memory.pool.index):
-            buffer = cuda.core.Buffer.from_handle(self.pointer, self.nbytes, owner=self.memory)
-            view = cuda.core.utils.StridedMemoryView.from_buffer(
-                buffer, self.shape, dtype=self.dtype
-            )
-            return view.__dlpack__(stream=-1, **named)
+            return cuda.run(self._capsule, cuda.core, named)
+
+    def _capsule(self, core: Any, named: Mapping[str, Any]) -> Any:
+        buffer = core.Buffer.from_handle(self.pointer, self.nbytes, owner=self.memory)
+        view = core.utils.StridedMemoryView.from_buffer(buffer, self.shape, dtype=self.dtype)
+        return view.__dlpack__(stream=-1, **named)
 
 
 class PinnedMemory:
@@ -331,7 +332,8 @@ class PinnedMemory:
             self._held = self._held[:0].copy()
             resource = self._cuda.core.LegacyPinnedMemoryResource()
             buffer = self._cuda.run(resource.allocate, size, stream=self._stream.core)
-            self._held = np.from_dlpack(buffer).view(np.uint8)
+            # NumPy asks the buffer what memory it is, and that asks the driver.
+            self._held = self._cuda.run(lambda: np.from_dlpack(buffer)).view(np.uint8)
         return self._held[:size]
 
 

@@ -46,5 +46,6 @@ def build_tokenizer() -> tokenizers.Tokenizer:
 
 
 def write_tokenizer(path: Path) -> None:
-    """Write CLIP's tokenizer.json to `path`."""
-    build_tokenizer().save(str(path), pretty=False)
+    """Write CLIP's tokenizer.json to `path`; OSError if it cannot be."""
+    # Its own `save` tells a full disk as an exception of no type.
+    path.write_text(build_tokenizer().to_str(pretty=False), encoding="utf-8")

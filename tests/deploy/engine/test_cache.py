@@ -1,11 +1,13 @@
 """The bounded cache: least recently used goes first, a missing value is computed once."""
 
+import sys
 import threading
 import time
 
 import numpy as np
 import pytest
 
+from cris_deploy.execution import cache as cache_module
 from cris_deploy.execution.cache import LruCache, PixelKey
 
 
@@ -50,6 +52,36 @@ def test_computed_once_for_all_that_ask_meanwhile():
         thread.join()
     assert len(computed) == 1
     assert len(set(map(id, results))) == 1
+
+
+@pytest.mark.parametrize("moment", range(1, 16))
+def test_an_interrupt_leaves_nobody_waiting(moment):
+    """As a signal does, after the n-th call that `get_or_compute` makes."""
+    cache: LruCache[str, int] = LruCache(4)
+    calls = 0
+
+    def interrupt(frame, event, _):
+        nonlocal calls
+        calls += event == "c_return" and frame.f_code.co_filename == cache_module.__file__
+        if calls == moment:
+            raise KeyboardInterrupt
+
+    sys.setprofile(interrupt)
+    try:
+        cache.get_or_compute("a", lambda: 1)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.setprofile(None)
+
+    found: list[int] = []
+    other = threading.Thread(
+        target=lambda: found.append(cache.get_or_compute("a", lambda: 1)), daemon=True
+    )
+    other.start()
+    other.join(20)
+    assert found == [1]
+    assert cache.get("a") == 1
 
 
 def test_a_failure_is_not_kept():
