@@ -12,7 +12,7 @@ DEMO := demo
 DEMO_EXPRESSIONS := "the purple cross" "the small red star" "the leftmost red square" \
     "the red square right of the red star"
 
-.PHONY: demo web test lint types unit docs sanitize bench train-demo ablation clean help
+.PHONY: demo web test lint types unit docs sanitize bench train-demo ablation fuzz clean help
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -51,6 +51,11 @@ docs: $(STAMP) ## The documentation site: build/site/index.html
 
 sanitize: $(STAMP) ## The kernel tests under AddressSanitizer and UBSan
 	kernels/sanitize.sh $(BIN)/python
+
+MINUTES ?= 10
+fuzz: $(STAMP) ## Every reader meets broken input for MINUTES=10 minutes
+	$(BIN)/python -m pip install --quiet --editable '.[hard]'
+	$(BIN)/python -m tests.hard.fuzz --minutes $(MINUTES)
 
 bench: $(STAMP) ## The engine against PyTorch on this machine
 	$(BIN)/cris-bench

@@ -43,7 +43,10 @@ def _read(stream: IO[bytes], name: str, shape: Shape) -> NDArray[Any]:
     version = np.lib.format.read_magic(stream)
     if version != (1, 0):
         raise ValueError(f"{name} has version {version} of NumPy's format, expected (1, 0)")
-    found, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    try:
+        found, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    except Exception as error:  # it is Python's text, whose parser raises what it meets
+        raise ValueError(f"{name} has no readable header ({error})") from None
     if found != shape:
         raise ValueError(f"{name} has shape {found}, expected {shape}")
     if dtype.kind not in "fiub" or dtype.itemsize > 8:  # no objects: they are pickles

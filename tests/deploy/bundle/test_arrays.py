@@ -34,6 +34,8 @@ def claims(shape: tuple[int, ...], dtype: str = "<f4") -> bytes:
         (claims((16, 16), "<f8") + bytes(2048), "holds float64, expected float32"),
         (b"\x93NUMPY\x02\x00" + b"\xff" * 4, "version"),
         (b"\x93NUM", "cannot be read"),
+        (b"\x93NUMPY\1\0\5\0{1:(\n", "no readable header"),  # Python's tokenizer has an own error
+        (b"\x93NUMPY\1\0\xe8\3" + 999 * b"(" + b"\n", "no readable header"),  # nested too deep
     ],
 )
 def test_reference_logits_are_read_no_further_than_they_are_right(own_bundle, content, message):
