@@ -84,3 +84,17 @@ def test_pickled_sample_is_refused(own_bundle):
     bundle = Bundle.open(own_bundle, verify=False)
     with pytest.raises(BundleError, match="cannot be read"):
         bundle.sample_logits(bundle.manifest.samples[0])
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("byte", [0x00, 0x5A, 0xFF])
+def test_an_archive_whose_content_is_broken(tmp_path, method, byte):
+    """Each method of compression has errors of its own."""
+    path = tmp_path / "x.npz"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("a.npy", claims((2, 3)) + bytes(24))
+    data = bytearray(path.read_bytes())
+    data[35:60] = bytes([byte]) * 25  # behind the name
+    path.write_bytes(data)
+    with pytest.raises((ValueError, OSError)):
+        read_arrays(path, {"a": (2, 3)})
