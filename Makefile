@@ -12,8 +12,8 @@ DEMO := demo
 DEMO_EXPRESSIONS := "the purple cross" "the small red star" "the leftmost red square" \
     "the red square right of the red star"
 
-.PHONY: demo web test lint types unit docs sanitize hard platforms sbom audit lowest bench train-demo \
-    ablation clean help
+.PHONY: demo web test lint types unit docs sanitize fuzz hard platforms sbom audit lowest bench \
+    train-demo ablation clean help
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -82,6 +82,11 @@ hard: $(STAMP) ## Faults, threads and two hours of load, at full strength (three
 	$(BIN)/python -m tests.hard.concurrency.thread_sanitizer 60
 	CRIS_HARD=1 $(BIN)/python -m pytest tests/hard/faults tests/hard/concurrency
 	$(BIN)/python -m tests.hard.soak --bundle $(DEMO)/scenes.bundle --record build/hard/soak.json
+
+MINUTES ?= 10
+fuzz: $(STAMP) ## Every reader meets broken input for MINUTES=10 minutes
+	$(BIN)/python -m pip install --quiet --editable '.[hard]'
+	$(BIN)/python -m tests.hard.fuzz --minutes $(MINUTES)
 
 bench: $(STAMP) ## The engine against PyTorch on this machine
 	$(BIN)/cris-bench

@@ -5,7 +5,6 @@
 
 import math
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, TypeAlias
@@ -14,9 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Shape: TypeAlias = tuple[int, ...]
-
-# An array that is not there, a broken archive, a method or a password that zipfile does not know
-_BROKEN = (KeyError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 
 
 def read_array(path: Path, shape: Shape) -> NDArray[Any]:
@@ -34,7 +30,9 @@ def read_arrays(path: Path, shapes: Mapping[str, Shape]) -> dict[str, NDArray[An
                 with archive.open(f"{name}.npy") as stream:
                     found[name] = _read(stream, name, shape)
             return found
-    except _BROKEN as error:
+    except OSError:
+        raise
+    except Exception as error:  # zipfile's own, and what four decompressors raise
         raise ValueError(str(error)) from None
 
 
@@ -43,7 +41,10 @@ def _read(stream: IO[bytes], name: str, shape: Shape) -> NDArray[Any]:
     version = np.lib.format.read_magic(stream)
     if version != (1, 0):
         raise ValueError(f"{name} has version {version} of NumPy's format, expected (1, 0)")
-    found, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    try:
+        found, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    except Exception as error:  # it is Python's text, whose parser raises what it meets
+        raise ValueError(f"{name} has no readable header ({error})") from None
     if found != shape:
         raise ValueError(f"{name} has shape {found}, expected {shape}")
     if dtype.kind not in "fiub" or dtype.itemsize > 8:  # no objects: they are pickles

@@ -53,11 +53,7 @@ def fingerprint(folder: Path, files: Mapping[GraphName, str]) -> dict[GraphName,
         BundleError: a graph cannot be read, or its weights do not lie where it says.
     """
     with _Hasher(folder) as hasher:
-        return {
-            graph: {name: hasher.digest(tensor) for name, tensor in read.tensors.items()}
-            for graph, file in files.items()
-            for read in [_read(folder / file)]
-        }
+        return {graph: _digests(folder / file, hasher)[1] for graph, file in files.items()}
 
 
 def changed_weights(
@@ -75,8 +71,8 @@ def changed_weights(
     said: set[str] = set()
     with _Hasher(folder) as hasher:
         for name in sorted(recorded, key=_ORDER.index):
-            record, graph = recorded[name], _read(folder / files[name])
-            found = {tensor: hasher.digest(value) for tensor, value in graph.tensors.items()}
+            record = recorded[name]
+            graph, found = _digests(folder / files[name], hasher)
             for tensor in (*found, *(record.keys() - found.keys())):
                 digest = found.get(tensor, "")
                 if digest != record.get(tensor) and not (name is GraphName.FULL and digest in said):
@@ -93,17 +89,23 @@ class _Graph:
     readers: Mapping[str, str]
 
 
-def _read(path: Path) -> _Graph:
+def _digests(path: Path, hasher: "_Hasher") -> tuple[_Graph, dict[str, str]]:
+    """Read a graph and hash its weights, by their names; BundleError if it is no ONNX file."""
     try:
-        (graph,) = _all(memoryview(path.read_bytes()), _GRAPH)
-        tensors = {_text(tensor, _NAME): tensor for tensor in _all(graph, _INITIALIZER)}
-        readers: dict[str, str] = {}
-        for node in _all(graph, _NODE):
-            layer = f"{_text(node, _OP_TYPE)} {_text(node, _NODE_NAME)}"
-            for name in _all(node, _INPUT):
-                readers.setdefault(str(name, "utf-8"), layer)
+        graph = _read(path)
+        return graph, {name: hasher.digest(tensor) for name, tensor in graph.tensors.items()}
     except (OSError, ValueError) as error:
         raise BundleError(f"{path} cannot be read as ONNX ({error}): export it again") from None
+
+
+def _read(path: Path) -> _Graph:
+    (graph,) = _all(memoryview(path.read_bytes()), _GRAPH)
+    tensors = {_text(tensor, _NAME): tensor for tensor in _all(graph, _INITIALIZER)}
+    readers: dict[str, str] = {}
+    for node in _all(graph, _NODE):
+        layer = f"{_text(node, _OP_TYPE)} {_text(node, _NODE_NAME)}"
+        for name in _all(node, _INPUT):
+            readers.setdefault(str(name, "utf-8"), layer)
     return _Graph(tensors, readers)
 
 

@@ -76,7 +76,8 @@ def _decode_file(path: Path, max_pixels: int) -> Pixels:
     except FileNotFoundError:
         raise ImageError(f"image {path} does not exist: check the path") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
-        raise ImageError(f"image {path} cannot be read: {error}") from None
+        reason = getattr(error, "strerror", None) or error  # str(error) has the path once more
+        raise ImageError(f"image {path} cannot be read: {reason}") from None
 
 
 def _decode_stream(stream: BinaryIO, name: str, max_pixels: int) -> Pixels:

@@ -7,6 +7,7 @@ compressed counts), `boxes` (n, 4) INT64 (x0, y0, x1, y1; zeros for an empty mas
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
@@ -108,7 +109,9 @@ def read_inference(body: bytes, header_length: str | None) -> Inference:
     """
     length = len(body)
     if header_length is not None:
-        if not header_length.isdecimal() or int(header_length[:12]) > length:
+        # No body has a length of more digits, and Python reads no number of thousands.
+        wrong = not header_length.isdecimal() or len(header_length) > 12
+        if wrong or int(header_length) > length:
             raise Refused(422, f"{HEADER_LENGTH} is no length within the body")
         length = int(header_length)
     if header_length is not None and length > _MOST_HEADER:
@@ -125,7 +128,7 @@ def read_inference(body: bytes, header_length: str | None) -> Inference:
             tensors[tensor.name] = _from_json(tensor)
             continue
         if type(size) is not int or not 0 <= size <= len(rest):
-            raise Refused(422, f"{tensor.name}: binary_data_size is not what the body has")
+            raise Refused(422, f"{tensor.name[:40]}: binary_data_size is not what the body has")
         tensors[tensor.name] = _from_binary(tensor, rest[:size])
         rest = rest[size:]
     image, words = tensors.get("image"), tensors.get("expressions")
@@ -157,17 +160,17 @@ def _wanted(header: _Header) -> dict[str, bool]:
 
 def _from_json(tensor: _Input) -> list[bytes] | NDArray[np.uint8]:
     if tensor.data is None:
-        raise Refused(422, f"{tensor.name} has neither data nor binary_data_size")
+        raise Refused(422, f"{tensor.name[:40]} has neither data nor binary_data_size")
     if tensor.datatype == "BYTES":
         flat = list(_flat(tensor.data))
         if not all(isinstance(item, str) for item in flat):
-            raise Refused(422, f"{tensor.name} is BYTES: give strings, or binary data")
+            raise Refused(422, f"{tensor.name[:40]} is BYTES: give strings, or binary data")
         return _counted(tensor, [item.encode() for item in flat])
     if tensor.datatype != "UINT8":
         raise _wrong_type(tensor)
     flat = list(_flat(tensor.data))
     if not all(type(item) is int and 0 <= item <= 255 for item in flat):
-        raise Refused(422, f"{tensor.name} is UINT8: give integers from 0 to 255")
+        raise Refused(422, f"{tensor.name[:40]} is UINT8: give integers from 0 to 255")
     return _shaped(tensor, np.array(flat, np.uint8))
 
 
@@ -180,7 +183,7 @@ def _from_binary(tensor: _Input, data: memoryview) -> list[bytes] | NDArray[np.u
     while data:
         length = int.from_bytes(data[:4], "little")
         if len(data) < 4 + length:
-            raise Refused(422, f"{tensor.name} is cut off")
+            raise Refused(422, f"{tensor.name[:40]} is cut off")
         found.append(bytes(data[4 : 4 + length]))
         data = data[4 + length :]
     return _counted(tensor, found)
@@ -202,14 +205,16 @@ def _flat(data: list[Any]) -> Sequence[Any]:
 
 
 def _counted(tensor: _Input, found: list[bytes]) -> list[bytes]:
-    if len(found) != np.prod(tensor.shape):
-        raise Refused(422, f"{tensor.name} has {len(found)} elements, its shape says otherwise")
+    if len(found) != math.prod(tensor.shape):
+        raise Refused(
+            422, f"{tensor.name[:40]} has {len(found)} elements, its shape says otherwise"
+        )
     return found
 
 
 def _shaped(tensor: _Input, flat: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    if len(tensor.shape) != 3 or tensor.shape[2] != 3 or flat.size != np.prod(tensor.shape):
-        raise Refused(422, f"{tensor.name} is UINT8: give (H, W, 3), and as many bytes")
+    if len(tensor.shape) != 3 or tensor.shape[2] != 3 or flat.size != math.prod(tensor.shape):
+        raise Refused(422, f"{tensor.name[:40]} is UINT8: give (H, W, 3), and as many bytes")
     return flat.reshape(tensor.shape)
 
 

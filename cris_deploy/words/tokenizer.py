@@ -70,12 +70,13 @@ class Tokenizer:
                 f"tokenizer {path} cannot be read ({error}): export the bundle again"
             ) from None
         start, end = document.token_to_id(START), document.token_to_id(END)
-        if not isinstance(document.model, tokenizers.models.BPE) or start is None or end is None:
+        model = document.model
+        if not _is_clips(model) or start is None or end is None:
             raise BundleError(
                 f"tokenizer {path} is not CLIP's byte-pair encoding with {START} and {END}: "
                 "export the bundle again"
             )
-        return cls(document.model, start, end, word_len)
+        return cls(model, start, end, word_len)
 
     @classmethod
     def from_vocabulary(
@@ -142,6 +143,14 @@ def byte_pair_model(
     return tokenizers.models.BPE(
         vocab=dict(vocabulary), merges=list(merges), end_of_word_suffix=WORD_END, unk_token=END
     )
+
+
+def _is_clips(model: tokenizers.models.Model) -> bool:
+    """Whether it gives every word the same tokens each time: no chance, and one for the unknown."""
+    if not isinstance(model, tokenizers.models.BPE) or model.dropout is not None:
+        return False
+    unknown = model.unk_token
+    return unknown is not None and model.token_to_id(unknown) is not None
 
 
 def _byte_alphabet() -> dict[int, int]:

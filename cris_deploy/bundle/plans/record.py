@@ -120,9 +120,12 @@ class PlanRecord:
         return documents.read(cls, text, where, newest=FORMAT, remedy=REBUILD, error=BackendError)
 
     def profile_for(self, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-        """Give the number of the first profile that holds all inputs' shapes; None if none does."""
+        """Give the number of the first profile that holds all inputs' shapes; None if none does.
+
+        A profile of an input that is not among them holds nothing.
+        """
         for index, profile in enumerate(self.profiles):
-            if all(held.holds(shapes[name]) for name, held in profile.inputs.items()):
+            if all(held.holds(shapes.get(name, ())) for name, held in profile.inputs.items()):
                 return index
         return None
 

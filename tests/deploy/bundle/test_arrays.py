@@ -34,6 +34,8 @@ def claims(shape: tuple[int, ...], dtype: str = "<f4") -> bytes:
         (claims((16, 16), "<f8") + bytes(2048), "holds float64, expected float32"),
         (b"\x93NUMPY\x02\x00" + b"\xff" * 4, "version"),
         (b"\x93NUM", "cannot be read"),
+        (b"\x93NUMPY\1\0\5\0{1:(\n", "no readable header"),  # Python's tokenizer has an own error
+        (b"\x93NUMPY\1\0\xe8\3" + 999 * b"(" + b"\n", "no readable header"),  # nested too deep
     ],
 )
 def test_reference_logits_are_read_no_further_than_they_are_right(own_bundle, content, message):
@@ -82,3 +84,17 @@ def test_pickled_sample_is_refused(own_bundle):
     bundle = Bundle.open(own_bundle, verify=False)
     with pytest.raises(BundleError, match="cannot be read"):
         bundle.sample_logits(bundle.manifest.samples[0])
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("byte", [0x00, 0x5A, 0xFF])
+def test_an_archive_whose_content_is_broken(tmp_path, method, byte):
+    """Each method of compression has errors of its own."""
+    path = tmp_path / "x.npz"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("a.npy", claims((2, 3)) + bytes(24))
+    data = bytearray(path.read_bytes())
+    data[35:60] = bytes([byte]) * 25  # behind the name
+    path.write_bytes(data)
+    with pytest.raises((ValueError, OSError)):
+        read_arrays(path, {"a": (2, 3)})

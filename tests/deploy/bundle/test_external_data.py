@@ -59,7 +59,17 @@ def test_external_data_is_found_wherever_a_graph_may_have_it():
         "own", "F", [], [], [make("Constant", [], ["q"], value=outside("j"))], []
     )
     model = onnx.helper.make_model(graph, functions=[function], doc_string="location")
-    assert locations(model.SerializeToString()) == set("abcdefghij")
+    for letter, graph in (("k", "initialization"), ("l", "algorithm")):
+        getattr(model.training_info.add(), graph).initializer.append(outside(letter))
+    function.attribute_proto.append(onnx.helper.make_attribute("x", outside("m")))
+    node = onnx.NodeProto(op_type="Own")
+    inner = onnx.helper.make_graph([], "g", [], [], [outside("n")])
+    node.attribute.append(onnx.helper.make_attribute("graphs", [inner]))
+    more = [sparse(values=outside("o"), indices=outside("p"))]
+    node.attribute.append(onnx.helper.make_attribute("sparse", more))
+    model.graph.node.append(node)
+    model.functions.append(function)
+    assert locations(model.SerializeToString()) == set("abcdefghijklmnop")
 
 
 @pytest.mark.parametrize(

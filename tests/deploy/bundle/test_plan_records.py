@@ -46,6 +46,7 @@ def test_profiles_are_chosen_by_shape(bundle: Bundle) -> None:
     record = add_plan(bundle)
     shapes = [(1, 3, 64, 64), (8, 3, 64, 64), (9, 3, 64, 64), (17, 3, 64, 64), (3, 64, 64)]
     assert [record.profile_for({"image": shape}) for shape in shapes] == [0, 0, 1, None, None]
+    assert record.profile_for({"pixels": (1, 3, 64, 64)}) is None  # of another graph
 
 
 def change(*keys: str | int, to: Any) -> Callable[[dict[str, Any]], None]:

@@ -110,8 +110,9 @@ def test_missing_directory_and_nul(tmp_path):
         decode(tmp_path)
     with pytest.raises(ImageError, match="cannot be read"):
         decode("a\0b.png")
-    with pytest.raises(ImageError, match=r"cannot be read|does not exist"):
+    with pytest.raises(ImageError, match=r"cannot be read|does not exist") as raised:
         decode("x" * 5000)
+    assert str(raised.value).count("xxxxx") * 5 == 5000  # the path once, not twice
 
 
 @pytest.mark.parametrize(

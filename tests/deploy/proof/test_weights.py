@@ -77,3 +77,18 @@ def test_weights_beyond_their_file(own_bundle):
     (own_bundle / "weights.bin").write_bytes(b"\x00" * 100)
     with pytest.raises(BundleError, match=r"weights\.bin.*bytes from"):
         fingerprint(own_bundle, {GraphName.FULL: "full.onnx"})
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        b"\x42\x01w\x05",  # a field without a number
+        b"\x42\x01w\x4e",  # a field of a kind that there is none
+        b"\x42\x01w\x6a\x03\x0a\x01\xff",  # the key of external data is no text
+    ],
+)
+def test_a_weight_that_is_no_message(tmp_path, tensor):
+    graph = bytes([0x2A, len(tensor)]) + tensor
+    (tmp_path / "full.onnx").write_bytes(bytes([0x3A, len(graph)]) + graph)
+    with pytest.raises(BundleError, match=r"full\.onnx cannot be read as ONNX"):
+        fingerprint(tmp_path, {GraphName.FULL: "full.onnx"})

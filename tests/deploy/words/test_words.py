@@ -1,5 +1,6 @@
 """The tokenizer equals CLIP's own (open_clip) on strings of every script, and reports cuts."""
 
+import json
 import random
 import sys
 import unicodedata
@@ -201,5 +202,16 @@ def test_another_tokenizer(tmp_path):
 
     path = tmp_path / "tokenizer.json"
     tokenizers.Tokenizer(tokenizers.models.BPE(vocab={"a": 0}, merges=[])).save(str(path))
+    with pytest.raises(BundleError, match="CLIP"):
+        Tokenizer.from_file(path, 17)
+
+
+@pytest.mark.parametrize("changes", [{"unk_token": "nowhere"}, {"unk_token": None}, {"dropout": 1}])
+def test_a_tokenizer_that_fails_or_guesses(tokenizer_file, tmp_path, changes):
+    """A word that has no token is met while expressions are read; chance gives other masks."""
+    document = json.loads(tokenizer_file.read_text())
+    document["model"] |= changes
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(document))
     with pytest.raises(BundleError, match="CLIP"):
         Tokenizer.from_file(path, 17)

@@ -120,6 +120,7 @@ def test_a_line_ends_with_its_newline_and_nowhere_else(tmp_path: Path) -> None:
     ("wrong", "message"),
     [
         ("{", "line 2 is not JSON"),
+        ("[" * 100_000, "line 2 is not JSON: maximum recursion"),
         ("[1]", "line 2: write one object"),
         (line(expression="x", maks=1), "line 2: unknown key maks; known: image, mask"),
         (line(), "line 2: give either expression"),

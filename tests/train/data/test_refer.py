@@ -1,6 +1,7 @@
 """RefCOCO's files: what the writer writes the reader reads, and a pickle with code is refused."""
 
 import json
+import math
 import os
 import pickle
 from collections.abc import Callable
@@ -9,6 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
 
 from cris_deploy.errors import DataError, InputError
 from cris_deploy.pixels.image import decode
@@ -243,3 +247,94 @@ def test_an_object_of_several_polygons_is_all_of_them() -> None:
         wanted[top:bottom, left:right] = True
     assert np.array_equal(decode_segmentation(polygons, 8, 12, "x"), wanted)
     assert wanted.sum() == 4 + 9 + 6 - 1
+
+
+def endless() -> list[Any]:
+    """Sixty lists, each of which holds the one before twice: small, and 2^60 to write out."""
+    value: list[Any] = []
+    for _ in range(60):
+        value = [value, value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda refs: refs[0].update(split=endless()), "reference 0: split is a list"),
+        (lambda refs: refs[1].update(ann_id=(1, 2)), "1: ann_id is a tuple, expected int"),
+        (lambda refs: refs[0].update(ref_id=float("inf")), "reference 0: ref_id is a float"),
+        (lambda refs: refs[0].update(sentences=["x"]), "a sentence of reference 0 is a str"),
+        (
+            lambda refs: refs[0]["sentences"][0].update(sent=endless()),
+            "a sentence of reference 0: sent is a list, expected str",
+        ),
+    ],
+)
+def test_references_of_other_types(
+    folder: Path, tmp_path: Path, change: Callable[..., None], message: str
+) -> None:
+    path = changed(folder, tmp_path, lambda refs, known: change(refs))
+    with pytest.raises(DataError, match=message):
+        read_split(path, "train")
+
+
+def test_json_that_is_nested_too_deep(folder: Path, tmp_path: Path) -> None:
+    path = changed(folder, tmp_path, lambda refs, known: None)
+    (path / "instances.json").write_text("[" * 100_000)
+    with pytest.raises(DataError, match=r"instances\.json cannot be read"):
+        read_split(path, "train")
+
+
+def test_a_name_that_no_file_can_have(folder: Path, tmp_path: Path) -> None:
+    def change(references: list[dict[str, Any]], instances: dict[str, Any]) -> None:
+        for image in instances["images"]:
+            image["file_name"] = "x" * 5000
+
+    with pytest.raises(DataError, match="File name too long"):
+        read_split(changed(folder, tmp_path, change), "train")
+
+
+NEAR = [[3.0, 2.0, 7.0, 2.0, 7.0, 6.0]]
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        ([[1e300, 1e300, -1e300, 2.0, 3.0, 4.0]], "far outside"),  # ended the process
+        ([[1e9, 1e9, -1e9, 2.0, 3.0, 4.0]], "far outside"),  # this, too
+        ([[math.nan] * 6], "is no number"),
+        ([["1"] * 6], "is no number"),
+        ([[1, 1, 5, 5]], "three or more corners"),  # a box to pycocotools
+        ([[0, 0, 9, 7] * 200_000], "outline is longer"),
+        ([*NEAR, None], "three or more corners"),
+        ({"size": [8, 10], "counts": [0.5]}, "do not fill"),  # left what was in memory
+        ({"size": [8, 10], "counts": [40]}, "do not fill"),
+        ({"size": [8, 10], "counts": "1"}, "do not fill"),
+        ({"size": [8, 10], "counts": [90, -10]}, "do not fill"),
+        ({"size": [8, 10], "counts": "o"}, "cut off"),
+        ({"size": [8, 10], "counts": "oooooooo1"}, "do not have"),
+        ({"size": [8, 10], "counts": "\x7f"}, "do not have"),
+        ({"size": [8, 10], "counts": "é"}, "not polygons or run lengths"),
+        ({"size": [8, True], "counts": [80]}, "size is not"),
+        ({"size": [10, 8], "counts": [80]}, "belong together"),
+    ],
+)
+def test_segmentations_that_pycocotools_would_not_survive(segmentation: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        decode_segmentation(segmentation, 8, 10, "x")
+
+
+@pytest.mark.parametrize("side", [0, -1, 10**5, 10**9])
+def test_a_picture_that_no_memory_holds(side: int) -> None:
+    """With room for 10^5 x 10^5 pixels that it did not get, pycocotools ended the process."""
+    with pytest.raises(DataError, match="pixels"):
+        decode_segmentation({"size": [side, side], "counts": [1]}, side, side, "x")
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1), st.floats(0, 1))
+def test_compressed_runs_of_any_mask(height: int, width: int, seed: int, share: float) -> None:
+    mask = np.random.default_rng(seed).random((height, width)) < share
+    rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+    assert np.array_equal(decode_segmentation(rle, height, width, "x"), mask)
+    rle["counts"] = rle["counts"].decode()
+    assert np.array_equal(decode_segmentation(rle, height, width, "x"), mask)

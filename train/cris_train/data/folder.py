@@ -21,8 +21,9 @@ from typing import Any
 
 from PIL import Image
 
+from cris_deploy.arguments import shown
 from cris_deploy.errors import DataError
-from cris_train.data.refer import UNREADABLE, ReferImage, ReferObject
+from cris_train.data.refer import UNREADABLE, ReferImage, ReferObject, listed
 
 KEYS = ("image", "mask", "expression", "expressions", "split")
 
@@ -115,7 +116,7 @@ def _add(pictures: dict[Path, _Picture], line: _Line) -> None:
         twice = next((origin for origin, other in said if other == expression), None)
         if twice is not None:
             raise DataError(
-                f"{line.origin}: {expression!r} was said of this mask in {twice}: remove one"
+                f"{line.origin}: {shown(expression)} was said of this mask in {twice}: remove one"
             )
         said.append((line.origin, expression))
 
@@ -133,18 +134,19 @@ def _lines(path: Path, root: Path, images: Path) -> Iterator[_Line]:
 def _line(content: str, origin: str, split: str, root: Path, images: Path) -> _Line:
     try:
         entry = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{origin} is not JSON: {error}") from error
     if not isinstance(entry, dict):
         raise DataError(f'{origin}: write one object, {{"image": ..., "mask": ..., ...}}')
     unknown = sorted(set(entry) - set(KEYS))
     if unknown:
-        raise DataError(f"{origin}: unknown key {', '.join(unknown)}; known: {', '.join(KEYS)}")
+        keys = listed([key[:60] for key in unknown])
+        raise DataError(f"{origin}: unknown key {keys}; known: {', '.join(KEYS)}")
     image, named = entry.get("image"), entry.get("split", split)
     if not isinstance(image, str) or not image:
-        raise DataError(f"{origin}: image is {image!r}: give the path of a picture")
+        raise DataError(f"{origin}: image is {shown(image)}: give the path of a picture")
     if not isinstance(named, str) or not named:
-        raise DataError(f"{origin}: split is {named!r}: give a name such as train or val")
+        raise DataError(f"{origin}: split is {shown(named)}: give a name such as train or val")
     mask, size = _mask(entry.get("mask"), origin, root)
     return _Line(origin, images / image, mask, size, _expressions(entry, origin), named)
 
@@ -154,10 +156,10 @@ def _expressions(entry: Mapping[str, Any], origin: str) -> tuple[str, ...]:
         raise DataError(f"{origin}: give either expression (text) or expressions (a list of it)")
     said = entry["expressions"] if "expressions" in entry else [entry["expression"]]
     if not isinstance(said, list) or not said:
-        raise DataError(f"{origin}: expressions is {said!r}: give a list of at least one")
+        raise DataError(f"{origin}: expressions is {shown(said)}: give a list of at least one")
     for expression in said:
         if not isinstance(expression, str) or not expression.strip():
-            raise DataError(f"{origin}: expression is {expression!r}: give a text")
+            raise DataError(f"{origin}: expression is {shown(expression)}: give a text")
     return tuple(said)
 
 
@@ -173,7 +175,8 @@ def _mask(
         except FileNotFoundError:
             raise DataError(f"{origin}: mask {path} does not exist: check the path") from None
         except UNREADABLE as error:
-            raise DataError(f"{origin}: mask {path} cannot be read: {error}") from error
+            reason = getattr(error, "strerror", None) or error  # str(error) has the path once more
+            raise DataError(f"{origin}: mask {path} cannot be read: {reason}") from error
     if isinstance(mask, dict) and set(mask) == {"size", "counts"}:
         size = mask["size"]
         if (

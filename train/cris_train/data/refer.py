@@ -9,18 +9,22 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from cris_deploy.errors import DataError
 from cris_train.data.pictures import find_folder
+from cris_train.data.segmentation import decode_segmentation
 
 INSTANCES_FILE = "instances.json"
+_REFERENCE: Final[Mapping[str, type]] = {
+    **{"ref_id": int, "ann_id": int, "image_id": int},
+    **{"split": str, "sentences": list},
+}
+_SENTENCE: Final[Mapping[str, type]] = {"sent_id": int, "sent": str}
 # What Pillow raises for a file that is damaged, too large or no picture.
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
@@ -106,9 +110,10 @@ def read_splits(
             more = f" (and {len(faults) - 1} more faults: cris-data check)" if faults[1:] else ""
             raise DataError(f"{path}: {faults[0]}{more}")
         return _group(root, references, instances, images)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, OSError) as error:
+        reason = getattr(error, "strerror", None) or error  # a name that no file can have
         raise DataError(
-            f"{root} is not in RefCOCO's format: {type(error).__name__} {error}; "
+            f"{root} is not in RefCOCO's format: {type(error).__name__} {reason}; "
             "use the published refs and instances files unchanged"
         ) from error
 
@@ -241,7 +246,27 @@ def load_references(path: Path) -> list[Mapping[str, Any]]:
         raise DataError(f"{path} is not a readable pickle: {error}; fetch it again") from error
     if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
         raise DataError(f"{path} does not hold a list of references: is it a refs(*).p file?")
+    for number, entry in enumerate(content):
+        _check_types(entry, f"{path}: reference {number}", _REFERENCE)
+        for said in entry.get("sentences", ()):
+            _check_types(said, f"{path}: a sentence of reference {number}", _SENTENCE)
     return content
+
+
+def _check_types(entry: Any, name: str, types: Mapping[str, type]) -> None:
+    """See that what is read of an entry is what it should be.
+
+    In a pickle a list may hold another twice, sixty times over: it is small, and to write it out
+    or to compare it takes for ever.
+    """
+    if not isinstance(entry, dict):
+        raise DataError(f"{name} is a {type(entry).__name__}, expected dict")
+    for key in types.keys() & entry.keys():  # one that is missing is said where it is read
+        if not isinstance(entry[key], types[key]):
+            raise DataError(
+                f"{name}: {key} is a {type(entry[key]).__name__}, expected {types[key].__name__}; "
+                "use the published file unchanged"
+            )
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -252,33 +277,6 @@ class _PlainUnpickler(pickle.Unpickler):
             f"the pickle asks for {module}.{name}, and a file of references holds plain data only; "
             "it may be malicious: do not open it by other means"
         )
-
-
-def decode_segmentation(
-    segmentation: Any, height: int, width: int, name: str
-) -> npt.NDArray[np.bool_]:
-    """COCO polygons, run lengths, or compressed run lengths to a mask (height, width) bool.
-
-    Raises:
-        DataError: if it is neither, or of another size.
-    """
-    try:
-        if isinstance(segmentation, Sequence):
-            rle = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-        elif isinstance(segmentation["counts"], list):
-            rle = coco_mask.frPyObjects(segmentation, height, width)
-        else:
-            rle = segmentation
-        # (W, H) in memory, because run lengths go by column; OpenCV turns it faster than NumPy.
-        mask = cv2.transpose(coco_mask.decode(rle).T).view(np.bool_)
-    except Exception as error:  # pycocotools raises bare Exception
-        raise DataError(f"{name}: segmentation is not polygons or run lengths: {error}") from error
-    if mask.shape != (height, width):
-        raise DataError(
-            f"{name}: mask is {mask.shape[1]}x{mask.shape[0]}, picture is {width}x{height}: "
-            "do they belong together?"
-        )
-    return np.asarray(mask)
 
 
 def read_mask(path: Path, height: int, width: int, name: str) -> npt.NDArray[np.bool_]:
@@ -309,5 +307,5 @@ def read_mask(path: Path, height: int, width: int, name: str) -> npt.NDArray[np.
 def _load_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read: {error}; check the data folder") from error
