@@ -67,8 +67,7 @@ def draw(records: Mapping[str, Record], folder: str | Path) -> list[Path]:
     target, paths = make_folder(Path(folder)), []
     # A fixed salt for identifiers and no date: the same records give the same file.
     # Words stay words: a tenth of the size of their outlines.
-    style = {"svg.hashsalt": "cris-bench", "svg.fonttype": "none", "font.size": 9}
-    with mpl.rc_context(style):
+    with mpl.rc_context({"svg.hashsalt": "cris-bench", "svg.fonttype": "none", "font.size": 9}):
         for name, record in records.items():
             figures = {kind: speed_figure(record, scopes) for kind, scopes in _SCOPES.items()}
             figures["throughput"] = throughput_figure(record)
