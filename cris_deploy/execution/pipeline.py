@@ -81,7 +81,6 @@ class Pipeline:
         max_pixels: int,
         on_stage: OnStage | None = None,
     ) -> None:
-        self._process = os.getpid()
         self._bundle = bundle
         self._model = bundle.manifest.model
         self._tokenizer = tokenizer
@@ -97,12 +96,7 @@ class Pipeline:
 
     @property
     def stages(self) -> Mapping[GraphName, Graph]:
-        """The graphs that serve; InputError once they are closed, and in a forked process."""
-        if os.getpid() != self._process:
-            raise InputError(
-                "engine was made before this process was forked, and its threads are not here: "
-                "make a new Engine in this process"
-            )
+        """The graphs that serve; InputError once they are closed."""
         stages = self._stages
         if stages is None:
             raise InputError("engine is closed: make a new Engine")
@@ -144,8 +138,6 @@ class Pipeline:
 
     def close(self) -> None:
         """Release the graphs and caches; any later use raises InputError."""
-        if os.getpid() != self._process:
-            return  # runtimes would wait for threads that this process does not have
         stages, self._stages = self._stages, None
         self.forget()
         if stages is not None:

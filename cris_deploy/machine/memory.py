@@ -9,7 +9,7 @@ from cris_deploy.errors import BackendError, CrisError, one_line
 
 # ONNX Runtime, OpenVINO and OpenCV tell it as errors of their own.
 _SAID: Final = re.compile(
-    r"bad_?\s?alloc|alloc\w* memory|out of memory|insufficient memory|cannot allocate",
+    r"bad_?\s?alloc|alloc\w* memory|out of memory|insufficient memory|cannot allocate|map segment",
     re.IGNORECASE,
 )
 

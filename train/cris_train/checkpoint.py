@@ -184,8 +184,11 @@ def _unpickled(path: Path) -> Any:
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path}: the file is empty")
     zipped = zipfile.is_zipfile(path)
-    with path.open("rb") as file:
-        pickled = file.read(1) == PICKLE_START
+    try:
+        with path.open("rb") as file:
+            pickled = file.read(1) == PICKLE_START
+    except OSError as error:
+        raise _unreadable(path, error) from error
     if not zipped and not pickled:
         raise CheckpointError(f"{path}: truncated or not a PyTorch checkpoint; copy the file again")
     try:
@@ -203,7 +206,7 @@ def _unpickled(path: Path) -> Any:
             ) from error
         raise CheckpointError(f"{path}: truncated or not a PyTorch checkpoint") from error
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise _unreadable(path, error) from error
     except Exception as error:  # torch.load raises what its parts raise, per kind of damage
         raise CheckpointError(
             f"{path}: truncated or not a PyTorch checkpoint ({type(error).__name__}); "
@@ -256,5 +259,14 @@ def _number(value: object, kind: type[Any]) -> Any:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: cannot be read: {error.strerror or error}; copy the file again"
+    )

@@ -134,7 +134,7 @@ class _Session:
         except Exception as error:  # its exceptions share no base class
             raise BackendError(
                 f"onnxruntime {onnxruntime.__version__} cannot load {path.name} on cpu: "
-                f"{one_line(error)}"
+                f"{one_line(error)}: copy or export the bundle again, or take another backend"
             ) from None
         self._outputs = [value.name for value in self._session.get_outputs()]
 
@@ -151,7 +151,8 @@ class _Session:
 
 def _module() -> ModuleType:
     try:
-        import onnxruntime
+        with enough_memory("onnxruntime was imported"):
+            import onnxruntime
     except ImportError as error:
         raise BackendError(
             f"backend onnxruntime cannot be imported ({one_line(error)}): run {INSTALL}"

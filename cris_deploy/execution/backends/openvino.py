@@ -138,7 +138,8 @@ class _OpenVino:
                 raise
             except Exception as error:  # its exceptions are plain RuntimeErrors
                 raise BackendError(
-                    f"openvino {_module().__version__} cannot load {path.name}: {one_line(error)}"
+                    f"openvino {_module().__version__} cannot load {path.name}: {one_line(error)}: "
+                    "copy or export the bundle again, or take another backend"
                 ) from None
 
         with loading():

@@ -277,3 +277,12 @@ def test_masks_are_the_engine_s(tiny_bundle: Path) -> None:
         for result, one in zip(results, rights, strict=True):
             np.testing.assert_array_equal(result.mask, one.mask)
             assert result.expression == one.expression
+
+
+def test_a_forked_process_has_no_threads_of_a_batcher(tiny_bundle, monkeypatch):
+    with Engine(tiny_bundle, backend="onnxruntime") as engine, Batcher(engine) as batcher:
+        monkeypatch.setattr("os.getpid", lambda: -1)
+        with pytest.raises(InputError, match=r"forked.*a new Batcher"):
+            batcher.submit(np.zeros((8, 8, 3), np.uint8), "a")
+        monkeypatch.undo()
+        assert len(batcher.submit(np.zeros((8, 8, 3), np.uint8), ["a"]).result(60)) == 1

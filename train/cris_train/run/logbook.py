@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -72,7 +73,8 @@ class Logbook:
             raise TrainingError(f"{path} cannot be written: {error.strerror or error}") from error
         if not log_bytes:
             self._append(LOG_COLUMNS)
-        self._events = _events(folder / EVENTS, step) if tensorboard else None
+        with self._writing(EVENTS):
+            self._events = _events(folder / EVENTS, step) if tensorboard else None
         self._bar = tqdm(
             total=steps * samples_per_step,
             initial=step * samples_per_step,
@@ -118,28 +120,29 @@ class Logbook:
         }
         self._append([values.get(name, "") for name in LOG_COLUMNS])
         if self._events is not None:
-            self._events.add_scalar("train/loss", loss, step)
-            self._events.add_scalar("train/learning_rate", rate, step)
-            self._events.add_scalar("train/samples_per_second", speed, step)
-            for name, value in measured.items():
-                self._events.add_scalar(f"val/{name}", value, step)
+            with self._writing(EVENTS):
+                self._events.add_scalar("train/loss", loss, step)
+                self._events.add_scalar("train/learning_rate", rate, step)
+                self._events.add_scalar("train/samples_per_second", speed, step)
+                for name, value in measured.items():
+                    self._events.add_scalar(f"val/{name}", value, step)
 
     def sheet(self, tiles: Sequence[Tile], step: int, title: str) -> None:
         """A sheet of validation masks, as PNG and for TensorBoard."""
         write_sheet(self._folder / SHEETS / f"step_{step:08d}.png", tiles, title=title)
         if self._events is not None:
             picture = picture_sheet(tiles, title=title)
-            self._events.add_image("val/masks", picture, step, dataformats="HWC")
+            with self._writing(EVENTS):
+                self._events.add_image("val/masks", picture, step, dataformats="HWC")
 
     def settle(self) -> int:
         """Bring all to the disk, before a checkpoint counts on it; returns log.csv's length."""
-        try:
+        with self._writing(LOG):
             os.fsync(self._log.fileno())
-            if self._events is not None:
+        if self._events is not None:
+            with self._writing(EVENTS):
                 self._events.flush()
-            return os.fstat(self._log.fileno()).st_size
-        except OSError as error:
-            raise self._full(error) from error
+        return os.fstat(self._log.fileno()).st_size
 
     def __enter__(self) -> Self:
         return self
@@ -151,22 +154,25 @@ class Logbook:
         trace: TracebackType | None,
     ) -> None:
         self._bar.close()
-        if self._events is not None:
-            self._events.close()
-        self._log.close()
+        # What fails on the way out does not hide what failed before.
+        with self._writing(EVENTS) if value is None else suppress(OSError), self._log:
+            if self._events is not None:
+                self._events.close()
 
     def _append(self, values: Sequence[str]) -> None:
-        try:
+        with self._writing(LOG):
             csv.writer(self._log).writerow(values)
             self._log.flush()
-        except OSError as error:
-            raise self._full(error) from error
 
-    def _full(self, error: OSError) -> TrainingError:
-        return TrainingError(
-            f"{self._log.name} cannot be written: {error.strerror or error}; make room and go on "
-            f"with --resume"
-        )
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:  # TensorBoard's thread hands it to the next call
+            raise TrainingError(
+                f"{self._folder / name} cannot be written: {error.strerror or error}; make room "
+                f"and go on with --resume"
+            ) from error
 
 
 def _events(folder: Path, step: int) -> SummaryWriter:
