@@ -18,11 +18,11 @@ test -x "$lowest/bin/python" || "$uv" venv --quiet --python 3.11 "$lowest"
 
 if [ "$part" != train ]; then
   # onnx makes the bundles of these tests; nothing else of the extra `export` is needed.
-  install '.[cpu,openvino,serve,sign]' 'onnx>=1.19' 'pycocotools>=2.0.8'
+  install --editable '.[cpu,openvino,serve,sign]' 'onnx>=1.19' 'pycocotools>=2.0.8'
   tests tests/deploy/{bundle,engine,pixels,words,proof,machine} tests/deploy/test_documents.py \
     tests/kernels tests/hard/trust --ignore tests/kernels/test_wheel.py
 fi
 if [ "$part" != cpu ]; then
-  install '.[cpu,openvino,serve,sign,export,train]'
+  install --editable '.[cpu,openvino,serve,sign,export,train]'
   tests tests/export tests/train tests/integration/test_export.py
 fi

@@ -8,6 +8,7 @@ uv and cyclonedx-bom in the environment of this Python.
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -33,7 +34,8 @@ def write(extra: str, python: str, folder: Path) -> set[str]:
     subprocess.run(resolve, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     describe = [BIN / "cyclonedx-py", "requirements", listed, "--pyproject", "pyproject.toml"]
     describe += ["--output-reproducible", "--mc-type", "library", "-o", document]
-    subprocess.run(describe, cwd=ROOT, check=True)
+    # A list has no graph of who needs whom; cyclonedx-py warns of that each time.
+    subprocess.run(describe, cwd=ROOT, check=True, env={**os.environ, "PYTHONWARNINGS": "ignore"})
     components = json.loads(document.read_text(encoding="utf-8"))["components"]
     return {name_of(component["name"]) for component in components}
 
@@ -48,7 +50,7 @@ def main(folder: Path) -> int:
         found = write(extra, python, folder)
         direct = {name_of(each) for each in [*project["dependencies"], *requirements]}
         missing = direct - found - {project["name"]}
-        print(f"{extra}: {len(found)} packages, {folder / extra}.cdx.json", flush=True)
+        print(f"{extra}: {len(found)} packages, {extra}.cdx.json", flush=True)
         if missing:
             print(f"{extra}: {', '.join(sorted(missing))} not in it", file=sys.stderr)
             lacking = True
