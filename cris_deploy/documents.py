@@ -110,6 +110,8 @@ def convert(
         raise error(_ended(f"{where}: {problem}", remedy))
     except RecursionError:  # of the reading, or of the explaining
         raise error(_ended(f"{where} is nested too deep", remedy)) from None
+    except UnicodeEncodeError:  # a half of a surrogate pair, which a pickle may have for text
+        raise error(_ended(f"{where} has text that is no Unicode", remedy)) from None
 
 
 def to_json(value: object) -> str:

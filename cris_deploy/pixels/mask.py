@@ -123,6 +123,8 @@ def upsample_masks(
     """
     if not isinstance(logits, np.ndarray):
         raise InputError(f"logits are a {type(logits).__name__}: give a NumPy array (n, h, w)")
+    if logits.ndim != 3:  # before it is copied: a view may be of any size
+        raise InputError(f"logits have shape {logits.shape}: give (n, h, w)")
     threads = whole_or_none("threads", threads, 1, MOST_THREADS, "all processors")
     limits = (
         [float(thresholds)] * len(sizes)

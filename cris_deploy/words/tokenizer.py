@@ -65,7 +65,9 @@ class Tokenizer:
         """Read a tokenizer.json in the Hugging Face format; BundleError if it is not CLIP's."""
         try:
             document = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises a bare Exception
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a bare Exception, or a panic of Rust, which is not one
             raise BundleError(
                 f"tokenizer {path} cannot be read ({error}): export the bundle again"
             ) from None

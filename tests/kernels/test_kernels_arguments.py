@@ -273,3 +273,8 @@ def test_producers_are_told_the_stream_that_will_read() -> None:
         with pytest.raises(BufferError, match="asked for"):
             kernels.cuda_letterbox(image, frame(), Device((3, 416, 416), "<f4"), stream=stream)
     assert image.streams == [1, 2, 0x5150]
+
+
+def test_a_view_of_any_size_is_not_copied() -> None:
+    with pytest.raises(InputError, match="logits have shape"):
+        upsample_masks(np.broadcast_to(np.float32(0), (2**40,)), [(8, 8)], 32, 0.5)

@@ -71,6 +71,10 @@ def load(path: str | Path, *, word_len: int | None = None) -> Checkpoint:
     for name, value in raw["state_dict"].items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise CheckpointError(f"{path}: state_dict holds {name!r}, which is not a tensor")
+        if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
+            raise CheckpointError(
+                f"{path}: {name} is sparse, quantised or without values; save plain tensors"
+            )
         state[name.removeprefix(PREFIX)] = value
     config = _config(path, raw.get("config"), state)
     if word_len is not None:
@@ -81,8 +85,8 @@ def load(path: str | Path, *, word_len: int | None = None) -> Checkpoint:
         config=config,
         state_dict=state,
         has_config=raw.get("config") is not None,
-        epoch=_number(raw.get("epoch"), int),
-        best_iou=_number(raw.get("best_iou"), float),
+        epoch=_number(path, raw, "epoch", int),
+        best_iou=_number(path, raw, "best_iou", float),
     )
 
 
@@ -177,20 +181,10 @@ def read(path: Path) -> Mapping[str, Any]:
 
 
 def _unpickled(path: Path) -> Any:
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such checkpoint")
-    if not path.is_file():
-        raise CheckpointError(f"{path}: a checkpoint is a file, this is not")
-    if path.stat().st_size == 0:
-        raise CheckpointError(f"{path}: the file is empty")
-    zipped = zipfile.is_zipfile(path)
     try:
-        with path.open("rb") as file:
-            pickled = file.read(1) == PICKLE_START
-    except OSError as error:
+        zipped = _is_archive(path)
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
         raise _unreadable(path, error) from error
-    if not zipped and not pickled:
-        raise CheckpointError(f"{path}: truncated or not a PyTorch checkpoint; copy the file again")
     try:
         # The scheduler of the reference keeps its milestones in a Counter.
         with torch.serialization.safe_globals([Counter]), warnings.catch_warnings():
@@ -212,6 +206,22 @@ def _unpickled(path: Path) -> Any:
             f"{path}: truncated or not a PyTorch checkpoint ({type(error).__name__}); "
             f"copy the file again"
         ) from error
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether it is an archive, as torch writes it today, or a pickle, as it did once."""
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such checkpoint")
+    if not path.is_file():
+        raise CheckpointError(f"{path}: a checkpoint is a file, this is not")
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"{path}: the file is empty")
+    with path.open("rb") as file:
+        pickled = file.read(1) == PICKLE_START
+    zipped = zipfile.is_zipfile(path)
+    if not zipped and not pickled:
+        raise CheckpointError(f"{path}: truncated or not a PyTorch checkpoint; copy the file again")
+    return zipped
 
 
 def _config(path: Path, given: object, state: Mapping[str, Tensor]) -> CrisConfig:
@@ -254,8 +264,12 @@ def _listing(names: list[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + more
 
 
-def _number(value: object, kind: type[Any]) -> Any:
-    return kind(value) if isinstance(value, (int, float)) else kind(0)
+def _number(path: Path, raw: Mapping[str, Any], name: str, kind: type[Any]) -> Any:
+    value = raw.get(name)
+    try:
+        return kind(value) if isinstance(value, (int, float)) else kind(0)
+    except (ValueError, OverflowError) as error:  # NaN, infinity, or an integer beyond a float
+        raise CheckpointError(f"{path}: {name} is {value!r:.40}: {error}") from None
 
 
 def _sha256(path: Path) -> str:
@@ -266,7 +280,6 @@ def _sha256(path: Path) -> str:
         raise _unreadable(path, error) from error
 
 
-def _unreadable(path: Path, error: OSError) -> CheckpointError:
-    return CheckpointError(
-        f"{path}: cannot be read: {error.strerror or error}; copy the file again"
-    )
+def _unreadable(path: Path, error: OSError | ValueError) -> CheckpointError:
+    reason = getattr(error, "strerror", None) or error
+    return CheckpointError(f"{path}: cannot be read: {reason}; copy the file again")

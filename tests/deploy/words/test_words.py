@@ -215,3 +215,13 @@ def test_a_tokenizer_that_fails_or_guesses(tokenizer_file, tmp_path, changes):
     path.write_text(json.dumps(document))
     with pytest.raises(BundleError, match="CLIP"):
         Tokenizer.from_file(path, 17)
+
+
+def test_a_tokenizer_whose_reader_panics(tokenizer_file, tmp_path):
+    """A panic of Rust is no Exception: it would pass through whoever catches those."""
+    document = json.loads(tokenizer_file.read_text())
+    document["model"] |= {"continuing_subword_prefix": "x" * 3000}
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(document))
+    with pytest.raises(BundleError, match="cannot be read"):
+        Tokenizer.from_file(path, 17)

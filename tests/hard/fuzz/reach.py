@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-GENERATED: Final = 20_000
+GENERATED: Final = 2000
 
 
 def main() -> None:

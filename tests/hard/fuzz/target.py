@@ -14,7 +14,13 @@ NAMES: Final = (
     "manifests",
     "plans",
     "arrays",
+    "references",
+    "folders",
     "graphs",
+    "checkpoints",
+    "kernels",
+    "requests",
+    "inference",
 )
 Case: TypeAlias = Callable[[bytes], None]
 """Returns, or raises a CrisError; anything else is a finding."""

@@ -8,6 +8,7 @@ import hashlib
 import mmap
 import os
 import random
+import resource
 import struct
 import sys
 import time
@@ -20,6 +21,8 @@ HEAD: Final = struct.Struct(f"<{len(COUNTS) + 1}Q")  # the counts, and the lengt
 ROOM: Final = HEAD.size + 2**17
 SLOW_SECONDS: Final = 2.0
 """Of the processor, not of the clock: other processes must not make a finding."""
+MOST_MEMORY: Final = 6 * 2**30
+"""Of addresses; torch and its libraries take half of them."""
 LONGEST_MESSAGE: Final = 6000
 """An error is a sentence; longer ones repeat what was given."""
 
@@ -127,6 +130,7 @@ def main() -> None:
     os.environ["OPENCV_LOG_LEVEL"] = "OFF"
     os.environ["OMP_NUM_THREADS"] = "1"
     folder = Path(place)
+    resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
     # Codecs speak of every broken file; what they say is no finding.
     quiet = os.open(folder / "said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     sys.stdout.flush()

@@ -1,6 +1,7 @@
 """Checkpoints: the reference's layout in and out, and everything that is refused."""
 
 import collections
+import math
 import os
 import pickle
 import zipfile
@@ -182,3 +183,42 @@ def test_failed_save_keeps_the_old_file(
     monkeypatch.undo()
     assert checkpoint.load(path).epoch == 1
     assert [p.name for p in tmp_path.iterdir()] == ["x.pth"]
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.ones(2).to_sparse(),
+        torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+        torch.ones(2, device="meta"),
+    ],
+    ids=["sparse", "quantised", "meta"],
+)
+def test_tensors_that_are_not_plain(tmp_path: Path, model: Cris, tensor: torch.Tensor) -> None:
+    path = reference_file(tmp_path / "x.pth", model, state_dict={"module.a": tensor})
+    with pytest.raises(CheckpointError, match="a is sparse, quantised or without values"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+def test_a_name_that_no_file_can_have(tmp_path: Path, name: str) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"File name too long|no such checkpoint|cannot be read"
+    ):
+        checkpoint.load(tmp_path / name)
+
+
+def test_a_configuration_with_half_a_character(tmp_path: Path, model: Cris) -> None:
+    changed = {**plain(model.config), "image_width": "\ud800"}
+    path = reference_file(tmp_path / "x.pth", model, config=changed)
+    with pytest.raises(CheckpointError, match=r"no Unicode|image_width"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"epoch": math.inf}, {"epoch": math.nan}, {"best_iou": 10**400}]
+)
+def test_numbers_that_are_none(tmp_path: Path, model: Cris, changes: dict[str, Any]) -> None:
+    path = reference_file(tmp_path / "x.pth", model, **changes)
+    with pytest.raises(CheckpointError, match=f"{next(iter(changes))} is"):
+        checkpoint.load(path)

@@ -3,8 +3,9 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from cris_deploy import documents
 from cris_deploy.bundle.manifest import Manifest
 from tests.hard.fuzz.draw import Draw, damaged, edited, json_text
 
@@ -25,15 +26,32 @@ def make(folder: Path) -> Callable[[bytes], None]:
 
     def case(data: bytes) -> None:
         draw = Draw(data)
-        kind = draw.whole(0, 3)
-        if kind == 0:
-            Manifest.from_json(draw.rest(), "manifest.json")
-        elif kind == 1:
-            Manifest.from_json(damaged(text, draw), "manifest.json")
+        kind = draw.whole(0, 7)
+        if kind < 2:
+            written = draw.rest()
+        elif kind == 2:
+            written = damaged(text, draw)
+        elif kind == 3:
+            written = json_text(_large(document, draw))
         else:
-            read = Manifest.from_json(json_text(edited(document, draw)), "manifest.json")
-            # What was accepted is written and read back as the same.
-            again = Manifest.from_json(read.to_json(), "manifest.json")
-            assert again == read or read.to_json() == again.to_json()
+            written = json_text(edited(document, draw))
+        if draw.whole(0, 200) == 1:
+            written = written.ljust(2**24 + draw.whole(0, 1))
+        if draw.flag():  # as documents are read of which every field has to be known
+            documents.read(Manifest, written, "manifest.json", known_only=True)
+        read = Manifest.from_json(written, "manifest.json")
+        # What was accepted is written and read back as the same.
+        again = Manifest.from_json(read.to_json(), "manifest.json")
+        assert again.to_json() == read.to_json()
 
     return case
+
+
+def _large(document: Any, draw: Draw) -> Any:
+    """Sizes that are allowed one by one, and too much together."""
+    changed = json.loads(json.dumps(document))
+    sides = (1, 10**4, 10**8, 2**28)
+    changed["samples"][0] |= {"height": draw.choose(sides), "width": draw.choose(sides)}
+    shape = [draw.choose(sides) for _ in range(draw.whole(0, 9))]
+    changed["graphs"]["full"]["inputs"][0]["shape"] = shape
+    return changed

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cris_deploy.bundle import plans
+from cris_deploy.bundle.contents import TOKENIZER, WEIGHTS, file_state
 from cris_deploy.bundle.manifest import GraphName, Manifest
 from cris_deploy.bundle.plans import Host, RuntimeName
 from cris_deploy.bundle.reading import Bundle
@@ -34,7 +35,11 @@ HOSTS: Final = (
 
 def make(folder: Path) -> Callable[[bytes], None]:
     manifest = Manifest.from_json((DATA / "manifest.json").read_bytes(), "manifest.json")
-    bundle = Bundle(folder, manifest, "0" * 64, {})
+    names = (TOKENIZER, WEIGHTS, manifest.graphs[GraphName.FULL].file)
+    for name in names:
+        (folder / name).write_bytes(b"as it was opened")
+    states = {name: file_state((folder / name).stat()) for name in names}
+    bundle = Bundle(folder, manifest, "0" * 64, states)
     place = plans.folder(bundle)
     place.mkdir(exist_ok=True)
     document = json.loads((DATA / "plan.json").read_text())
