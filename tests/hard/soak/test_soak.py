@@ -43,7 +43,12 @@ def test_a_wrong_mask_and_a_wrong_status_are_failures(tiny_bundle: Path, tmp_pat
 
 @pytest.mark.parametrize(
     ("grows", "by", "missed"),
-    [("rss", 2**14, "memory"), ("descriptors", 1, "descriptors"), ("threads", 1, "threads")],
+    [
+        ("rss", 2**14, "memory grew"),
+        ("uss", 2**14, "memory of its own"),
+        ("descriptors", 1, "descriptors"),
+        ("threads", 1, "threads"),
+    ],
 )
 def test_what_grows_is_told(grows: str, by: int, missed: str) -> None:
     still = [dataclasses.replace(STILL, seconds=20.0 * n) for n in range(360)]

@@ -111,8 +111,10 @@ def faults(judged: Mapping[str, Any], failures: Sequence[str]) -> list[str]:
     missed = []
     if failures:
         missed.append(f"{len(failures)} requests failed")
-    if judged.get("rss_growth", 0.0) >= MOST_GROWTH:
-        missed.append(f"memory grew by {judged['rss_growth']:.1%}")
+    # Pages that it shares with files come and go with other processes and hide what its own do.
+    for key, label in (("rss_growth", "memory"), ("uss_growth", "memory of its own")):
+        if judged.get(key, 0.0) >= MOST_GROWTH:
+            missed.append(f"{label} grew by {judged[key]:.1%}")
     for name in ("descriptors", "threads"):
         before, after = judged.get(name, (0, 0))
         if after > before:
