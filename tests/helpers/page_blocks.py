@@ -184,7 +184,8 @@ def parsed(words: list[str], but: str = "^\b$") -> None:
 def _others(words: list[str]) -> None:
     if words[0] == "make":
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-        assert not [word for word in words[1:] if word not in targets], words
+        named = [word for word in words[1:] if "=" not in word]
+        assert not [word for word in named if word not in targets], words
     if "install" in words:
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         extras = re.findall(r"(?:\.|cris-deploy)\[(.*?)\]", " ".join(words))

@@ -5,13 +5,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from cris_bench.scopes.processes import below
 from tests.helpers.server import Server, free_port, wait_ready
 
 ROOT = Path(__file__).parents[2]
@@ -54,9 +55,13 @@ def ray_serving(folder: Path, args: Mapping[str, Any], log: Path) -> Iterator[Se
         wait_ready(f"http://127.0.0.1:{port}", process, READY_SECONDS)
         yield Server(f"http://127.0.0.1:{port}", port, process, log)
     finally:
+        started = below(process.pid)
         process.send_signal(signal.SIGINT)
         try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
+            process.wait(10)
+        except subprocess.TimeoutExpired:  # a replica that a test has stopped holds it up
             process.kill()
             process.wait()
+        for pid in started:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)

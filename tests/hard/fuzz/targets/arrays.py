@@ -22,7 +22,7 @@ TYPES: Final = ("<f4", ">f4", "<f8", "|O", "|b1", "<U4", "<c8", "|V4", "<i8", "|
 def make(folder: Path) -> Callable[[bytes], None]:
     data = Path(__file__).parents[3] / "data/format1"
     manifest = Manifest.from_json((data / "manifest.json").read_bytes(), "manifest.json")
-    bundle = Bundle(folder, manifest, "0" * 64, {})
+    bundle = Bundle(folder, manifest, "0" * 64, signed=False, _states={})
     sample = dataclasses.replace(manifest.samples[0], logits="logits.npy", scene="scene.npz")
     npy = _npy(np.linspace(-3, 3, 256, dtype=np.float32).reshape(16, 16))
     features = {"f3": (1, 2, 2), "f4": (1, 2)}

@@ -39,7 +39,7 @@ def make(folder: Path) -> Callable[[bytes], None]:
     for name in names:
         (folder / name).write_bytes(b"as it was opened")
     states = {name: file_state((folder / name).stat()) for name in names}
-    bundle = Bundle(folder, manifest, "0" * 64, states)
+    bundle = Bundle(folder, manifest, "0" * 64, signed=False, _states=states)
     place = plans.folder(bundle)
     place.mkdir(exist_ok=True)
     document = json.loads((DATA / "plan.json").read_text())
