@@ -43,7 +43,9 @@ def test_a_bundle_that_is_not_whole_is_counted(children: Zygote, tmp_path: Path)
 
 
 def test_a_child_that_was_killed_says_so(children: Zygote, tmp_path: Path) -> None:
-    ended = children.kill_after(0.0, "ask", bundle=str(tmp_path))
+    children.do("write_checkpoint", path=str(tmp_path / "tiny.pth"))
+    what = {"ckpt": str(tmp_path / "tiny.pth"), "output": str(tmp_path / "b")}
+    ended = children.kill_after(0.0, "export", **what)  # which takes seconds
 
     assert ended.status == -signal.SIGKILL
     assert ended.killed
