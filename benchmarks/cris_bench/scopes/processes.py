@@ -7,7 +7,9 @@ import psutil
 
 def below(parent: int, words: str = "") -> list[int]:
     """Give the processes below `parent` whose command has `words`, such as `ray::ServeReplica`."""
-    found = []
+    found: list[int] = []
+    if not psutil.pid_exists(parent):
+        return found
     for child in psutil.Process(parent).children(recursive=True):
         with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
             if words in " ".join(child.cmdline()):
