@@ -6,11 +6,13 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import cris_deploy
-from cris_deploy.bundle.reading import Bundle
 from cris_deploy.errors import CrisError, one_line
+
+if TYPE_CHECKING:
+    from cris_deploy.bundle.reading import Bundle
 
 
 class Parser(argparse.ArgumentParser):
@@ -51,8 +53,10 @@ def add_trust(parser: Any) -> None:
     )
 
 
-def open_bundle(args: argparse.Namespace) -> Bundle:
+def open_bundle(args: argparse.Namespace) -> "Bundle":
     """Open `args.bundle` if it is the one that is meant; errors as of `Bundle.open`."""
+    from cris_deploy.bundle.reading import Bundle  # not for commands without a bundle
+
     return Bundle.open(
         args.bundle,
         manifest_sha256=args.manifest_sha256,

@@ -5,7 +5,6 @@ import json
 import sys
 from typing import Any, Final
 
-from cris_deploy.bundle.signature import key_text
 from cris_deploy.errors import InputError
 
 _INSTALL: Final = "--ray needs Ray: pip install 'cris-deploy[ray]'"
@@ -40,6 +39,8 @@ def segment(args: argparse.Namespace, engine: dict[str, Any]) -> int:
         from cris_deploy.batch.job import JobOptions, run_job
     except ImportError as error:
         raise InputError(f"{_INSTALL} ({error})") from None
+    from cris_deploy.bundle.signature import key_text
+
     if engine["require_signature"] is not None:  # its file need not be where workers are
         engine["require_signature"] = key_text(engine["require_signature"])
     options = JobOptions(

@@ -7,10 +7,12 @@ import psutil
 
 def below(parent: int, words: str = "") -> list[int]:
     """Give the processes below `parent` whose command has `words`, such as `ray::ServeReplica`."""
-    found: list[int] = []
-    if not psutil.pid_exists(parent):
-        return found
-    for child in psutil.Process(parent).children(recursive=True):
+    try:
+        children = psutil.Process(parent).children(recursive=True)
+    except psutil.NoSuchProcess:  # one that has ended has nobody below it
+        return []
+    found = []
+    for child in children:
         with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
             if words in " ".join(child.cmdline()):
                 found.append(child.pid)

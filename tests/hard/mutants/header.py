@@ -6,11 +6,8 @@ The mutant is in the portable build of the inner loops, the plans and the letter
 AVX stay as they are. A mutant that the compiler turns into the same code is none.
 """
 
-import argparse
-import importlib
 import importlib.machinery
 import importlib.util
-import random
 import re
 import shutil
 import subprocess
@@ -22,7 +19,8 @@ from typing import Final
 
 import pybind11
 
-from tests.hard.mutants.kept import ROOT, run, tested
+from tests.hard.mutants import kept
+from tests.hard.mutants.kept import ROOT, tested
 
 KERNELS: Final = ROOT / "kernels"
 HEADER: Final = KERNELS / "filter.h"
@@ -51,6 +49,7 @@ PAIRS: Final = (
     *((" |= ", " &= "), ("*= ", "/= "), ("(-", "("), (", -", ", "), (" ? ", " ? !!"), ("!(", "(")),
     *((" < ", " > "), (" > ", " < "), ("continue;", "break;"), ("++", "--")),
 )
+LARGE: Final = ("numpy", "cv2", "torch", "pytest", "hypothesis", "pycocotools.mask", "onnx")
 NUMBER: Final = re.compile(r"(?<![\w.])(0x[0-9a-fA-F]+u?|\d+\.\d+(?:e[+-]?\d+)?f?|\d+)(?![\w.])")
 
 
@@ -103,44 +102,23 @@ def tree(folder: Path, header: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.hard.mutants.header", description=__doc__
-    )
-    parser.add_argument("--record", type=Path, required=True)
-    parser.add_argument("--most", type=int)
-    parser.add_argument("--pause", type=Path)
-    parser.add_argument("--again", action="store_true", help="those that survived, too")
-    asked = parser.parse_args(argv)
+    kept.main("header", __doc__, argv, _mutants, LARGE)
+
+
+def _mutants() -> Iterator[tuple[str, Callable[[], str]]]:
     text = HEADER.read_text()
     original = FOLDER / "original"
     tree(original, text)
     for source in SOURCES:
         _compile(source, original)
     letterbox = text[: text.index("// --- letterbox")].count("\n")
-    found: dict[str, Callable[[], str]] = {}
     lines = text.splitlines()
     for line, what, changed in changed_lines(text):
-        name = f"filter.h:{line}: {what}: {lines[line - 1].strip()}"
-        while name in found:
-            name += " (again)"
         parts = ["bindings/cpu.cpp"]
         if line <= letterbox:
             parts = ["cpu/mask.cpp", "cpu/strip_portable.cpp"]
-        found[name] = _trial(changed, parts, original)
-    for large in ("numpy", "cv2", "torch", "pytest", "hypothesis", "pycocotools.mask", "onnx"):
-        importlib.import_module(large)
-    for name in [n for n in sys.modules if n.startswith(("cris_", "tests.helpers"))]:
-        del sys.modules[name]
-    names = list(found)
-    random.Random(0).shuffle(names)
-    run(
-        asked.record,
-        "kernels",
-        {name: found[name] for name in names},
-        most=asked.most,
-        pause=asked.pause,
-        again=asked.again,
-    )
+        name = f"filter.h:{line}: {what}: {lines[line - 1].strip()}"
+        yield name, _trial(changed, parts, original)
 
 
 def _compile(source: str, folder: Path) -> Path:

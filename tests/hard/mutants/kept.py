@@ -1,12 +1,15 @@
 """Mutants, the tests that are to catch them, and what became of each, as JSON that goes on."""
 
+import argparse
+import importlib
 import json
 import os
+import random
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,6 +46,43 @@ def tested(install: Callable[[], None], tests: tuple[str, ...]) -> str:
     if os.WIFSIGNALED(status):
         return "ended"  # by the time limit, or by a crash
     return "survived" if os.WEXITSTATUS(status) == 0 else "caught"
+
+
+def main(
+    key: str,
+    about: str | None,
+    argv: Sequence[str] | None,
+    make: Callable[[], Iterable[tuple[str, Callable[[], str]]]],
+    large: Iterable[str],
+) -> None:
+    """Parse what a command of mutants is asked for, and try them in an order by chance.
+
+    Args:
+        key: Under which they are in the record; the command's name, too.
+        about: What the command says of itself.
+        argv: Arguments; None for the process's.
+        make: Gives each mutant's name, which others may have, and what tries it.
+        large: Modules that are not ours, to be imported before the first fork.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m tests.hard.mutants.{key}", description=about)
+    parser.add_argument("--record", type=Path, required=True)
+    parser.add_argument("--most", type=int)
+    parser.add_argument("--pause", type=Path)
+    parser.add_argument("--again", action="store_true", help="those that survived, too")
+    asked = parser.parse_args(argv)
+    found: dict[str, Callable[[], str]] = {}
+    for name, trial in make():
+        while name in found:
+            name += " (again)"
+        found[name] = trial
+    for module in large:
+        importlib.import_module(module)
+    for module in [name for name in sys.modules if name.startswith(("cris_", "tests.helpers"))]:
+        del sys.modules[module]  # to be imported again, with the mutant among them
+    names = list(found)
+    random.Random(0).shuffle(names)  # so that a part of them says something of all
+    shuffled = {name: found[name] for name in names}
+    run(asked.record, key, shuffled, most=asked.most, pause=asked.pause, again=asked.again)
 
 
 def run(

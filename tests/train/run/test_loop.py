@@ -22,18 +22,10 @@ from cris_train.run.learner import Learner
 from cris_train.run.logbook import LOG_COLUMNS
 from cris_train.run.loop import TrainResult, train
 from cris_train.run.recipe import Lesson, Schedule
-from cris_train.synthetic.refer_files import write_scenes
 from tests.helpers.training import content, losses, rows, same, tiny_recipe
 
 aten = torch.ops.aten
 FORWARD = Cris.forward
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("scenes")
-    write_scenes(out, {"train": 4, "val": 2}, seed=1)
-    return out
 
 
 def run(folder: Path, output: Path, **changes: Any) -> TrainResult:

@@ -19,17 +19,9 @@ from cris_train.run.distributed import Process
 from cris_train.run.loop import TrainResult, train
 from cris_train.run.recipe import Lesson, Schedule
 from cris_train.run.towers import MARGIN, TEMPERATURE, _squares, crop_loss
-from cris_train.synthetic.refer_files import write_scenes
 from tests.helpers.training import losses, rows, same, tiny_recipe
 
 SHAPE = CrisConfig.tiny()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("scenes")
-    write_scenes(out, {"train": 4, "val": 2}, seed=1)
-    return out
 
 
 def model() -> Cris:
