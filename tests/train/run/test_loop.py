@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from cris_deploy.errors import DataError, ImageError, InputError
 from cris_deploy.execution.backends import Compute
@@ -197,10 +198,12 @@ def test_parts_of_a_step_add_up(folder: Path, tmp_path: Path) -> None:
     assert losses(tmp_path / "seen")[0] != pytest.approx(losses(tmp_path / "1")[0], rel=1e-5)
 
 
-def test_recomputing_changes_nothing(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", [Compute.FP32, Compute.BF16])
+def test_recomputing_changes_nothing(folder: Path, tmp_path: Path, precision: Compute) -> None:
     shape = CrisConfig.tiny(dropout=0.1)
     for recompute in (False, True):
-        run(folder, tmp_path / str(recompute), recompute=recompute, epochs=3, model=shape)
+        changes: dict[str, Any] = {"epochs": 3, "model": shape, "precision": precision}
+        run(folder, tmp_path / str(recompute), recompute=recompute, **changes)
     left, right = (content(tmp_path / name / "last.pth") for name in ("False", "True"))
     assert same(left["state_dict"], right["state_dict"])
 
@@ -220,6 +223,14 @@ def test_mixed_precision_follows_float32(folder: Path, tmp_path: Path, precision
         torch.float32
     }
     assert bool(found["training"]["scaler"]) is (precision is Compute.FP16)
+
+
+def test_attention_that_is_slow_in_bfloat16_is_not_used(folder: Path, tmp_path: Path) -> None:
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        run(folder, tmp_path / "mixed", epochs=1, precision=Compute.BF16)
+    backward = {event.key for event in seen.key_averages() if "backward" in event.key.lower()}
+    assert backward
+    assert not [name for name in backward if "scaled_dot_product" in name]
 
 
 def test_float16_without_any_scale_left(

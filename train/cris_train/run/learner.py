@@ -13,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, distributed, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -129,7 +130,8 @@ class Learner:
         self.model.train()
         before = [average.clone() for average in self._averages]
         try:
-            loss = self._gradient(batch)
+            with self._attention():  # backward, too: `recompute` goes forward there once more
+                loss = self._gradient(batch)
         except torch.OutOfMemoryError as error:
             raise TrainingError(
                 f"the memory of {self.process.device} is full: raise accumulate (now "
@@ -181,6 +183,16 @@ class Learner:
                 cast(Any, self.scaler.scale(loss)).backward()
             losses.append(loss.detach())
         return torch.stack(losses).sum()
+
+    def _attention(self) -> AbstractContextManager[None]:
+        """On a CPU in mixed precision: attention as products and a softmax, one after the other.
+
+        The backward pass of PyTorch's fused one is slow there: a small model's step takes twice as
+        long with it (train/README.md, "Precision").
+        """
+        if self.autocast is None or self.process.device.type != "cpu":
+            return nullcontext()
+        return cast(AbstractContextManager[None], sdpa_kernel(SDPBackend.MATH))
 
     def _exchanging(self, last: bool) -> AbstractContextManager[None]:
         """Gradients are averaged over the processes once a step, with the last part."""
