@@ -1,10 +1,11 @@
 """Intervals of medians, and like for like: known cases."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from cris_bench.record.intervals import (
-    Interval,
     interval,
     median_draws,
     ratio,
@@ -17,8 +18,17 @@ from cris_bench.report.summary import terminal
 from tests.stand_ins.fake_record import EAGER, ours, record, row
 
 
-def test_what_never_varies_is_known_exactly() -> None:
-    assert interval([2.0] * 6) == Interval(2.0, 2.0, 2.0)
+def about(low: float, high: float) -> Any:
+    """Ends of an interval; of 4,000 draws each is known to a few thousandths."""
+    return pytest.approx((low, high), rel=0.003)
+
+
+def test_what_never_varies_within_a_run_does_from_run_to_run() -> None:
+    found = interval([2.0] * 6)
+    assert found is not None
+    assert found.middle == 2.0
+    # 1.96 standard deviations of 1%.
+    assert (found.low, found.high) == about(2 * 0.9804, 2 * 1.0196)
 
 
 def test_of_five_rounds_nothing_is_said() -> None:
@@ -60,7 +70,7 @@ def test_ratios_are_of_rounds_and_of_masks() -> None:
     assert round_ratios(slow, fast) == pytest.approx([2.0] * 6)
     found = ratio(slow, fast)
     assert found is not None
-    assert (found.low, found.high) == pytest.approx((2.0, 2.0))
+    assert (found.low, found.high) == about(1.961, 2.039)
 
 
 def test_a_scope_is_held_against_what_the_baseline_has_to_do() -> None:
@@ -93,10 +103,10 @@ def test_like_is_held_against_like() -> None:
     int8 = said["int8", 1]
     assert int8.peer is not None
     assert (int8.ours.name, int8.peer.name) == ("openvino int8-bf16", "NNCF plain")
-    assert (str(int8.over_peer), str(int8.over_eager)) == (
-        "1.50 (1.50 to 1.50)",
-        "6.00 (6.00 to 6.00)",
-    )
+    assert int8.over_peer is not None
+    assert int8.over_eager is not None
+    assert (int8.over_peer.low, int8.over_peer.high) == about(1.47, 1.53)
+    assert int8.over_eager.middle == pytest.approx(6.0)
     assert said["bf16", 1].peer is None  # nobody else computes in it
     fp32 = said["fp32", 1].peer
     assert fp32 is not None
@@ -106,4 +116,5 @@ def test_like_is_held_against_like() -> None:
     assert eight.peer.name == EAGER
     assert eight.over_peer is not None
     assert eight.over_peer.middle == pytest.approx(4.0)
-    assert "1.50 (1.50 to 1.50)" in terminal(found)
+    assert str(int8.over_peer) in terminal(found)
+    assert str(int8.over_peer).startswith("1.50 (1.4")

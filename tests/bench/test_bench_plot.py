@@ -34,7 +34,7 @@ def test_every_contestant_has_a_bar_of_its_rate() -> None:
         "PyTorch eager fp32",
         "openvino int8",
     ]
-    assert _words(record()) == ["2.00", "10.00, 5.00 (5.00 to 5.00) x eager"]
+    assert _words(record()) == ["2.00", "10.00, 5.00 (4.90 to 5.10) x eager"]
 
 
 def test_a_panel_for_each_scope_batch_and_expressions() -> None:

@@ -2,7 +2,8 @@
 
 A median is drawn anew from as many rounds, taken with replacement; the middle 95% of such medians
 are the interval (Efron's percentile bootstrap). Ratios are taken within rounds first, so that a
-machine that drifts widens no interval.
+machine that drifts widens no interval. Rounds of one run share how its processes came to lie in
+memory, which differs from run to run (`BETWEEN_RUNS`) and is added to every draw.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from cris_bench.record.rows import AGAINST, Role, Row
 
 LEAST_ROUNDS: Final = 6
 """Of five rounds not even the least and the largest enclose the median with 95%: 1 - 2 / 2^5."""
+BETWEEN_RUNS: Final = 0.01
+"""Standard deviation of a median from run to run beyond what its rounds show, as a share of it:
+what 22 ratios of two runs have in excess (decision 19)."""
 _DRAWS: Final = 4000
 _ENDS: Final = (2.5, 97.5)  # percent
 
@@ -42,11 +46,14 @@ class Interval:
 
 
 def median_draws(values: Sequence[float] | Numbers, seed: int = 0) -> Numbers:
-    """Medians of as many values drawn with replacement, (4000,); the same for the same seed."""
+    """Medians that another run might have had, (4000,); the same for the same seed.
+
+    Each is of as many values drawn with replacement, and off by what differs between runs.
+    """
     given = np.asarray(values, np.float64)
     rng = np.random.default_rng(seed)
     drawn: Numbers = np.median(given[rng.integers(0, len(given), (_DRAWS, len(given)))], axis=1)
-    return drawn
+    return drawn * rng.normal(1.0, BETWEEN_RUNS, _DRAWS)
 
 
 def interval(values: Sequence[float] | Numbers) -> Interval | None:
