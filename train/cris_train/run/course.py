@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from cris_deploy.errors import InputError
 from cris_train.data.batch import Batch
+from cris_train.data.choose import Chosen, choose
 from cris_train.data.dataset import ReferData
 from cris_train.data.feed import FeedPlan
 from cris_train.data.loader import Broken, Feed
 from cris_train.data.refer import ReferImage
+from cris_train.data.splits import open_splits
 from cris_train.run.distributed import Process
 from cris_train.run.recipe import Lesson, TrainConfig
 
@@ -34,6 +37,27 @@ class _Stage:
     first_step: int
     first_epoch: int
     crops: int | None
+
+
+def chosen_pictures(config: TrainConfig) -> Chosen:
+    """The pictures that a recipe learns from, and those that it is measured on.
+
+    Raises:
+        DataError: the data set cannot be read, or lacks a split.
+    """
+    root, images = Path(config.data), config.images
+    splits = open_splits(
+        root, split_by=config.split_by, images=None if images is None else Path(images)
+    )
+    chosen = choose(
+        splits,
+        root,
+        train=config.train_split,
+        val=config.val_split,
+        hold_out=config.hold_out,
+        seed=config.seed,
+    )
+    return replace(chosen, val=chosen.val[: config.val_images or None])
 
 
 class Course:

@@ -15,14 +15,12 @@ from cris_deploy.documents import plain
 from cris_deploy.errors import CrisError, DataError, ImageError, InputError
 from cris_deploy.files import write_whole
 from cris_train.data.batch import Batch
-from cris_train.data.choose import choose
 from cris_train.data.loader import lost_workers_named
 from cris_train.data.pictures import require_pictures
-from cris_train.data.splits import open_splits
 from cris_train.errors import ReaderError, TrainingError
 from cris_train.evaluation.metrics import MaskMetrics
 from cris_train.run import state
-from cris_train.run.course import Course
+from cris_train.run.course import Course, chosen_pictures
 from cris_train.run.distributed import Process, joined
 from cris_train.run.learner import Learner
 from cris_train.run.logbook import Logbook
@@ -94,22 +92,10 @@ class _Run:
                 f"output"
             )
         report(process.told)
-        root, images = Path(config.data), config.images
-        splits = open_splits(
-            root, split_by=config.split_by, images=None if images is None else Path(images)
-        )
-        chosen = choose(
-            splits,
-            root,
-            train=config.train_split,
-            val=config.val_split,
-            hold_out=config.hold_out,
-            seed=config.seed,
-        )
+        chosen = chosen_pictures(config)
         for line in chosen.told:
             report(line)
-        split = chosen.train
-        self.val = chosen.val[: config.val_images or None]
+        split, self.val = chosen.train, chosen.val
         if not config.skip_broken:  # one that is not there would end the run after its first epoch
             require_pictures(image.path for image in self.val)
         self.course = Course(config, split, process)

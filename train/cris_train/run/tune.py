@@ -23,12 +23,11 @@ from cris_deploy.errors import CrisError, InputError
 from cris_deploy.files import write_whole
 from cris_train import checkpoint
 from cris_train.checkpoint import Checkpoint
-from cris_train.data.choose import choose
 from cris_train.data.refer import ReferImage
-from cris_train.data.splits import open_splits
 from cris_train.evaluation.evaluate import evaluate
 from cris_train.evaluation.metrics import MaskMetrics
 from cris_train.evaluation.segmenters import TorchSegmenter
+from cris_train.run.course import chosen_pictures
 from cris_train.run.loop import train
 from cris_train.run.published import published
 from cris_train.run.recipe import DeviceChoice, TrainConfig
@@ -142,7 +141,7 @@ def tune(
     if not result.writes:
         return None
     folder = Path(config.output)
-    val, broken = _validation(config), set[Path]()
+    val, broken = chosen_pictures(config).val, set[Path]()
     old = replace(checkpoint.load(config.init), config=config.model)
     new = checkpoint.load(result.best)
     before = _measure(old, val, config, broken)
@@ -231,23 +230,6 @@ def export_command(weights: Path, pairs: Path) -> tuple[str, ...]:
 def shown(command: Sequence[str]) -> str:
     """A command to paste into a shell."""
     return shlex.join(command)
-
-
-def _validation(config: TrainConfig) -> Sequence[ReferImage]:
-    """The pictures that the run was measured on."""
-    root, images = Path(config.data), config.images
-    splits = open_splits(
-        root, split_by=config.split_by, images=None if images is None else Path(images)
-    )
-    chosen = choose(
-        splits,
-        root,
-        train=config.train_split,
-        val=config.val_split,
-        hold_out=config.hold_out,
-        seed=config.seed,
-    )
-    return chosen.val[: config.val_images or None]
 
 
 def _measure(
