@@ -141,7 +141,7 @@ def tune(
     if not result.writes:
         return None
     folder = Path(config.output)
-    val, broken = chosen_pictures(config).val, set[Path]()
+    val, broken = list(chosen_pictures(config).val), set[Path]()
     old = replace(checkpoint.load(config.init), config=config.model)
     new = checkpoint.load(result.best)
     before = _measure(old, val, config, broken)
