@@ -45,12 +45,13 @@ def _table() -> npt.NDArray[np.uint32]:
         (np.arange(64) + 0.5) * STEP / 256.0,
         indexing="ij",
     )
-    # What nobody would argue about; in between (tan, turquoise, violet red) lies no word's ground.
+    # What nobody would argue about; in between (tan, turquoise, violet red) lies no word's ground. A
+    # cell has 8 degrees, so a bound takes or leaves 4 on either side of its middle.
     sure = {
-        "red": ((h < 13) | (h > 340)) & (s > 0.62) & (v > 0.42),
+        "red": ((h < 12) | (h > 340)) & (s > 0.62) & (v > 0.42),
         "orange": (h > 17) & (h < 41) & (s > 0.55) & (v > 0.80),
-        "yellow": (h > 43) & (h < 66) & (s > 0.40) & (v > 0.75),
-        "green": (h > 88) & (h < 165) & (s > 0.25) & (v > 0.22),
+        "yellow": (h > 44) & (h < 66) & (s > 0.40) & (v > 0.75),
+        "green": (h > 88) & (h < 164) & (s > 0.25) & (v > 0.22),
         "blue": (h > 184) & (h < 250) & (s > 0.30) & (v > 0.25),
         "purple": (h > 256) & (h < 298) & (s > 0.18) & (v > 0.25),
         "pink": (((h > 302) & (h < 332)) | (((h >= 332) | (h < 14)) & (s < 0.55)))

@@ -17,8 +17,8 @@ LONG_SIDE: Final = 256
 ASPECT: Final = (0.70, 1.0)
 UPRIGHT: Final = 0.3  # share of scenes that are taller than wide
 
-MOST_OBJECTS: Final = 7
-DIAMETERS: Final = (0.17, 0.46)  # of the shorter side
+MOST_OBJECTS: Final = 6
+DIAMETERS: Final = (0.24, 0.56)  # of the shorter side
 TILT: Final = 22.0  # degrees to either side
 GROUP: Final = 0.55  # share of scenes with a group: two to four things of one name
 IN_A_ROW: Final = 0.35  # share of groups that stand in a row
@@ -79,7 +79,7 @@ class Layout:
 
 
 def draw_layout(rng: np.random.Generator, things: Sequence[Thing], usable: Sequence[int]) -> Layout:
-    """Draw a layout of two to seven things out of `usable` (indices into `things`)."""
+    """Draw a layout of two to six things out of `usable` (indices into `things`)."""
     short = round(LONG_SIDE * rng.uniform(*ASPECT))
     upright = rng.random() < UPRIGHT
     width, height = (short, LONG_SIDE) if upright else (LONG_SIDE, short)
