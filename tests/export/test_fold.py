@@ -147,15 +147,19 @@ def tokens(count: int, length: int) -> Tensor:
 @pytest.mark.parametrize(
     "config",
     [
-        CrisConfig.tiny(),
-        CrisConfig.tiny(word_len=22, decoder_layers=3),
-        CrisConfig.tiny(decoder_layers=0),
-        CrisConfig.tiny(contrastive=False),
-        CrisConfig.tiny(contrastive=False, decoder_layers=0),
-        CrisConfig.tiny(text_width=48, text_heads=3, embed_dim=24),
-        CrisConfig.tiny(input_size=96, pool_grid=7),
+        pytest.param(CrisConfig.tiny(**changes), id=name)
+        for name, changes in {
+            "plain": {},
+            "g-ref": {"word_len": 22, "decoder_layers": 3},
+            "no-decoder": {"decoder_layers": 0},
+            "no-head": {"contrastive": False},
+            "neither": {"contrastive": False, "decoder_layers": 0},
+            "widths": {"text_width": 48, "text_heads": 3, "embed_dim": 24},
+            "size": {"input_size": 96, "pool_grid": 7},
+            "wide": {"neck_width": NARROW + 4},
+            "wide-neither": {"neck_width": NARROW + 4, "contrastive": False, "decoder_layers": 0},
+        }.items()
     ],
-    ids=["plain", "g-ref", "no-decoder", "no-head", "neither", "widths", "size"],
 )
 def test_three_stages_are_the_model(config: CrisConfig) -> None:
     model = randomised(Cris(config))
