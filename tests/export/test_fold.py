@@ -105,18 +105,18 @@ def test_doubling_and_convolution_are_products_of_matrices(grid: int) -> None:
     torch.testing.assert_close(found, conv(doubled).flatten(2).transpose(1, 2), **CLOSE)
 
 
-@pytest.mark.parametrize("width", [NARROW, NARROW + 2])
-def test_both_doublings_at_the_width_where_their_form_changes(width: int) -> None:
+@pytest.mark.parametrize(("width", "grid"), [(NARROW, 3), (NARROW + 2, 3), (18, 3), (16, 3)])
+def test_both_doublings_where_their_form_changes(width: int, grid: int) -> None:
     first, second = (
         nn.Conv2d(width, width, 3, padding=1),
         nn.Conv2d(width, width // 2, 3, padding=1),
     )
-    x = torch.randn(2, width, 3, 3)
+    x = torch.randn(2, width, grid, grid)
     plain = x
     for conv in (first, second):
         plain = F.interpolate(plain, scale_factor=2, mode="bilinear", align_corners=False)
         plain = F.relu(conv(plain))
-    found = Doublings(first, second, 3)(x.flatten(2).transpose(1, 2))
+    found = Doublings(first, second, grid)(x.flatten(2).transpose(1, 2))
     torch.testing.assert_close(found, plain.flatten(2), **CLOSE)
 
 

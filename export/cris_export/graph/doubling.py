@@ -10,8 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Channels up to which the products of matrices are the faster form, measured.
+# Where products of matrices are the faster form, measured: up to so many channels, and so many to each
+# pixel of the coarse map's side, since the constant matrices grow with it.
 NARROW = 128
+CHANNELS_A_PIXEL = 6
+
+
+def is_narrow(width: int, grid: int) -> bool:
+    """True for a model whose doublings are products of matrices."""
+    return CHANNELS_A_PIXEL * grid <= width <= NARROW
 
 
 class Doublings(nn.Module):
@@ -19,7 +26,7 @@ class Doublings(nn.Module):
 
     def __init__(self, first: nn.Conv2d, second: nn.Conv2d, grid: int) -> None:
         super().__init__()
-        self.grid, self.narrow = grid, first.in_channels <= NARROW
+        self.grid, self.narrow = grid, is_narrow(first.in_channels, grid)
         self.first: nn.Module
         self.second: nn.Module
         if self.narrow:
