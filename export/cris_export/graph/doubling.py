@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Where products of matrices are the faster form, measured: up to so many channels, and so many to each
-# pixel of the coarse map's side, since the constant matrices grow with it.
+# Where products of matrices are the faster form, measured: up to so many channels, and so many for
+# each pixel of the coarse map's side, since the constant matrices grow with it.
 NARROW = 128
 CHANNELS_A_PIXEL = 6
 
