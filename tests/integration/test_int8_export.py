@@ -47,7 +47,7 @@ def test_trained_model_keeps_its_masks(report: ExportReport) -> None:
     # 0.985 when written; the budget of int8 is 0.95
     assert report.parity.mean_iou >= 0.97
     share = report.types[GraphName.FULL].multiply_adds
-    # 0.875 when written: products of activations and the doublings' constant matrices are none of it
+    # 0.875 when written: the doublings' constant matrices and products of activations are not
     assert share["int8"] > 0.85 * sum(share.values())
     manifest = Bundle.open(report.bundle).manifest
     assert manifest.precision is Precision.INT8
