@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cris_export.graph import fold
-from cris_export.graph.mask_decoder import FilterHead, FoldedAttention, UpsampledConv
+from cris_export.graph.doubling import NARROW, Doublings, UpsampledConv, UpsampledRows
+from cris_export.graph.mask_decoder import FilterHead, FoldedAttention
 from cris_export.graph.stages import build_stages
 from cris_train.model import Cris, CrisConfig
 from cris_train.model.backbone import ImageEncoder
@@ -95,6 +96,30 @@ def test_doubling_and_convolution_change_places(size: tuple[int, int]) -> None:
     torch.testing.assert_close(UpsampledConv(conv)(x), conv(doubled), **CLOSE)
 
 
+@pytest.mark.parametrize("grid", [1, 2, 3, 13])
+def test_doubling_and_convolution_are_products_of_matrices(grid: int) -> None:
+    conv = nn.Conv2d(5, 6, 3, padding=1)
+    x = torch.randn(2, 5, grid, grid)
+    doubled = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+    found = UpsampledRows(conv, grid)(x.flatten(2).transpose(1, 2))
+    torch.testing.assert_close(found, conv(doubled).flatten(2).transpose(1, 2), **CLOSE)
+
+
+@pytest.mark.parametrize(("width", "grid"), [(NARROW, 3), (NARROW + 2, 3), (18, 3), (16, 3)])
+def test_both_doublings_where_their_form_changes(width: int, grid: int) -> None:
+    first, second = (
+        nn.Conv2d(width, width, 3, padding=1),
+        nn.Conv2d(width, width // 2, 3, padding=1),
+    )
+    x = torch.randn(2, width, grid, grid)
+    plain = x
+    for conv in (first, second):
+        plain = F.interpolate(plain, scale_factor=2, mode="bilinear", align_corners=False)
+        plain = F.relu(conv(plain))
+    found = Doublings(first, second, grid)(x.flatten(2).transpose(1, 2))
+    torch.testing.assert_close(found, plain.flatten(2), **CLOSE)
+
+
 def test_last_convolution_moves_into_the_filter() -> None:
     model = randomised(Cris(CrisConfig.tiny()))
     pixels, sentence = torch.randn(3, 16, 16, 16), torch.randn(3, 32)
@@ -108,7 +133,7 @@ def test_last_convolution_moves_into_the_filter() -> None:
         groups=3,
     )
     torch.testing.assert_close(
-        FilterHead(model)(pixels, sentence), grouped.reshape(3, 1, 16, 16), **CLOSE
+        FilterHead(model)(pixels.flatten(2), sentence), grouped.reshape(3, 1, 16, 16), **CLOSE
     )
 
 
@@ -122,15 +147,19 @@ def tokens(count: int, length: int) -> Tensor:
 @pytest.mark.parametrize(
     "config",
     [
-        CrisConfig.tiny(),
-        CrisConfig.tiny(word_len=22, decoder_layers=3),
-        CrisConfig.tiny(decoder_layers=0),
-        CrisConfig.tiny(contrastive=False),
-        CrisConfig.tiny(contrastive=False, decoder_layers=0),
-        CrisConfig.tiny(text_width=48, text_heads=3, embed_dim=24),
-        CrisConfig.tiny(input_size=96, pool_grid=7),
+        pytest.param(CrisConfig.tiny(**changes), id=name)
+        for name, changes in {
+            "plain": {},
+            "g-ref": {"word_len": 22, "decoder_layers": 3},
+            "no-decoder": {"decoder_layers": 0},
+            "no-head": {"contrastive": False},
+            "neither": {"contrastive": False, "decoder_layers": 0},
+            "widths": {"text_width": 48, "text_heads": 3, "embed_dim": 24},
+            "size": {"input_size": 96, "pool_grid": 7},
+            "wide": {"neck_width": NARROW + 4},
+            "wide-neither": {"neck_width": NARROW + 4, "contrastive": False, "decoder_layers": 0},
+        }.items()
     ],
-    ids=["plain", "g-ref", "no-decoder", "no-head", "neither", "widths", "size"],
 )
 def test_three_stages_are_the_model(config: CrisConfig) -> None:
     model = randomised(Cris(config))

@@ -47,7 +47,8 @@ def test_trained_model_keeps_its_masks(report: ExportReport) -> None:
     # 0.985 when written; the budget of int8 is 0.95
     assert report.parity.mean_iou >= 0.97
     share = report.types[GraphName.FULL].multiply_adds
-    assert share["int8"] > 0.9 * sum(share.values())
+    # 0.875 when written: the doublings' constant matrices and products of activations are not
+    assert share["int8"] > 0.85 * sum(share.values())
     manifest = Bundle.open(report.bundle).manifest
     assert manifest.precision is Precision.INT8
     assert manifest.quantisation is not None

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cris_export.graph import fold
+from cris_export.graph.doubling import Doublings
 from cris_train.model import Cris, CrisConfig
 from cris_train.model.decoder import DecoderLayer
 from cris_train.model.neck import CoordConv
@@ -55,8 +56,7 @@ class MaskStage(nn.Module):
         self.up, vis1, _, vis2, _ = model.proj.vis
         assert isinstance(vis1, nn.Sequential)
         assert isinstance(vis2, nn.Sequential)
-        self.vis1 = UpsampledConv(fold.fold_block(vis1))
-        self.vis2 = UpsampledConv(fold.fold_block(vis2))
+        self.doublings = Doublings(fold.fold_block(vis1), fold.fold_block(vis2), grid)
         self.head = FilterHead(model) if config.contrastive else PlainHead(model)
 
     def forward(
@@ -76,10 +76,10 @@ class MaskStage(nn.Module):
             (n, 1, S/4, S/4)
         """
         fused = self._fuse(sentence, f3, f4, f5)
+        pixels = fused.flatten(2).transpose(1, 2)  # nWhw -> n(hw)W
         if len(self.layers):
-            fused = self._decode(fused, words, padding)
-        pixels = F.relu(self.vis2(F.relu(self.vis1(fused))))
-        logits: Tensor = self.head(pixels, sentence)
+            pixels = self._decode(pixels, words, padding)
+        logits: Tensor = self.head(self.doublings(pixels), sentence)
         return logits
 
     def _fuse(self, sentence: Tensor, f3: Tensor, f4: Tensor, f5: Tensor) -> Tensor:
@@ -93,14 +93,11 @@ class MaskStage(nn.Module):
         fused = F.relu(self.coord1(fused) + self.where)
         return F.relu(self.coord2(fused))
 
-    def _decode(self, fused: Tensor, words: Tensor, padding: Tensor) -> Tensor:
-        width, grid = self.config.neck_width, self.config.input_size // 16
-        pixels = fused.flatten(2).transpose(1, 2)  # nWhw -> n(hw)W
+    def _decode(self, pixels: Tensor, words: Tensor, padding: Tensor) -> Tensor:
         ignore = torch.where(padding, MASKED, 0.0)[:, None, None, :]  # (n, 1, 1, L)
         for layer in self.layers:
             pixels = layer(pixels, words, ignore)
-        pixels = self.norm(pixels)
-        decoded: Tensor = pixels.transpose(1, 2).reshape(-1, width, grid, grid)  # -> nWhw
+        decoded: Tensor = self.norm(pixels)
         return decoded
 
 
@@ -165,69 +162,6 @@ class FoldedAttention(nn.Module):
         return x.reshape(-1, x.shape[1], self.heads, head_width).transpose(1, 2)
 
 
-class UpsampledConv(nn.Module):
-    """Bilinear doubling and a 3x3 convolution with zero padding, for a quarter of the products.
-
-    Doubling is a filter of the picture with zeros between its pixels, and filters commute: the
-    convolution runs first, and the filter (1, 3, 3, 1) / 4 along both axes after it, channel by
-    channel. On a picture of mostly zeros a convolution is four small ones, for even and odd rows
-    and columns, which share out the nine taps: convolutions, and no transposed one, because every
-    runtime computes those well in every precision. At the edge the two orders differ (doubling
-    repeats the edge, the convolution sees zeros beyond it), so the outermost rows and columns are
-    computed in the plain order.
-    """
-
-    weight: Tensor
-    blur: Tensor
-    bias: Tensor
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__()
-        assert conv.bias is not None
-        self.register_buffer("weight", conv.weight.detach())
-        self.register_buffer("bias", conv.bias.detach())
-        line = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 4
-        blur = (line[:, None] * line).expand(conv.out_channels, 1, 4, 4)
-        self.register_buffer("blur", blur.contiguous())
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, Cin, h, w) -> (n, Cout, 2h, 2w), before the ReLU."""
-        w = self.weight
-        padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
-        phases = [
-            F.conv2d(padded, w[:, :, ::2, ::2]),  # each (n, Cout, h + 1, w + 1)
-            F.conv2d(padded[:, :, :, 1:], w[:, :, ::2, 1:2]),
-            F.conv2d(padded[:, :, 1:], w[:, :, 1:2, ::2]),
-            F.conv2d(padded[:, :, 1:, 1:], w[:, :, 1:2, 1:2]),
-        ]
-        # The last row and column stem from the padding alone.
-        spread = _interleave(phases)[:, :, :-1, :-1]
-        inner = F.conv2d(spread, self.blur, self.bias, groups=len(self.blur))  # without edges
-        # Two rows (columns) of x suffice for the two of its doubling that an edge depends on, and
-        # two of the three rows (columns) of the weights: the third meets zeros.
-        top = self._edge(x[:, :, :2], slice(None, 2), slice(None), w[:, :, 1:])
-        bottom = self._edge(x[:, :, -2:], slice(-2, None), slice(None), w[:, :, :2])
-        left = self._edge(x[:, :, :, :2], slice(None), slice(None, 2), w[:, :, :, 1:])
-        right = self._edge(x[:, :, :, -2:], slice(None), slice(-2, None), w[:, :, :, :2])
-        middle = torch.cat([left[:, :, 1:-1], inner, right[:, :, 1:-1]], dim=3)
-        return torch.cat([top, middle, bottom], dim=2)
-
-    def _edge(self, x: Tensor, rows: slice, columns: slice, weight: Tensor) -> Tensor:
-        """The outermost row or column in the plain order, of two of `x` and their doubling."""
-        doubled = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
-        height, width = weight.shape[2:]
-        padding = (height // 2 if height == 3 else 0, width // 2 if width == 3 else 0)
-        return F.conv2d(doubled[:, :, rows, columns], weight, self.bias, padding=padding)
-
-
-def _interleave(phases: list[Tensor]) -> Tensor:
-    """Four (n, C, h, w), even and odd rows, each even and odd columns -> (n, C, 2h, 2w)."""
-    _, channels, height, width = phases[0].shape
-    grid = torch.cat(phases, dim=1).reshape(-1, 2, 2, channels, height, width)
-    # n 2 2 C h w -> n C h 2 w 2
-    return grid.permute(0, 3, 4, 1, 5, 2).reshape(-1, channels, 2 * height, 2 * width)
-
-
 class FilterHead(nn.Module):
     """The text-to-pixel head, with the projector's last 1x1 convolution folded into the filter.
 
@@ -250,10 +184,10 @@ class FilterHead(nn.Module):
         self.register_buffer("bias", last.bias[:, None].contiguous())
 
     def forward(self, pixels: Tensor, sentence: Tensor) -> Tensor:
-        """Pixels (n, C, h, w) before the last convolution, sentence (n, E) -> (n, 1, h, w)."""
+        """Pixels (n, C, h * w) before the last convolution, sentence (n, E) -> (n, 1, h, w)."""
         filters = self.txt(sentence)  # (n, C * 9 + 1)
         taps = filters[:, :-1].reshape(-1, self.channels, 9).transpose(1, 2)  # n9C
-        maps = (taps @ self.weight) @ pixels.flatten(2) + taps @ self.bias  # n9(hw)
+        maps = (taps @ self.weight) @ pixels + taps @ self.bias  # n9(hw)
         maps = maps.reshape(-1, 9, self.size, self.size)
         logits: Tensor = shift_and_add(maps) + filters[:, -1, None, None, None]
         return logits
@@ -264,9 +198,11 @@ class PlainHead(nn.Module):
 
     def __init__(self, model: Cris) -> None:
         super().__init__()
+        self.size = model.config.mask_size
         self.last, self.out = model.proj.last, model.proj.out
 
     def forward(self, pixels: Tensor, sentence: Tensor) -> Tensor:
-        """Pixels (n, C, h, w) -> (n, 1, h, w); the sentence has no say here."""
+        """Pixels (n, C, h * w) -> (n, 1, h, w); the sentence has no say here."""
+        pixels = pixels.reshape(-1, pixels.shape[1], self.size, self.size)
         logits: Tensor = self.out(self.last(pixels))
         return logits
