@@ -19,6 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from cris_train.synthetic.made import Maker
         from cris_train.synthetic.named import sources
         from cris_train.synthetic.named.maker import NamedMaker
+        from cris_train.synthetic.named.scenes import LONG_SIDE
         from cris_train.synthetic.refer_files import ShapesMaker, write_scenes
 
         cache = args.cache if args.cache is not None else sources.default_cache()
@@ -33,7 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args.style != Style.PLAIN:
                 raise InputError("style is of shapes: leave it out, or take kind shapes")
             sources.require(cache)
-            maker = NamedMaker(cache, first_lesson=args.kind == "names")
+            side = LONG_SIDE if args.long_side is None else args.long_side
+            maker = NamedMaker(cache, first_lesson=args.kind == "names", long_side=side)
+        elif args.long_side is not None:
+            raise InputError("long_side is of named things: leave it out, or take kind named")
         counts = {"train": args.train, "val": args.val}
         if args.test:
             counts["test"] = args.test
@@ -65,6 +69,9 @@ def _parser() -> Parser:
     )  # fmt: skip
     parser.add_argument(
         "--style", choices=[*Style], default=Style.PLAIN, help="how shapes look (plain)"
+    )
+    parser.add_argument(
+        "--long-side", type=int, metavar="N", help="of pictures of named things, pixels (256)"
     )
     parser.add_argument(
         "--train", type=int, default=20000, metavar="N", help="scenes (20000); 0: none"

@@ -8,13 +8,20 @@ from typing import Final
 
 import numpy as np
 
+from cris_deploy.arguments import whole
 from cris_train.synthetic.made import MadeScene
 from cris_train.synthetic.named.describe import Compositions, describe
 from cris_train.synthetic.named.facts import Facts, hidden, look
 from cris_train.synthetic.named.names import things
-from cris_train.synthetic.named.pictures import Pictures, background
+from cris_train.synthetic.named.pictures import KEPT_SIDE, Pictures, background
 from cris_train.synthetic.named.render import Drawing, render
-from cris_train.synthetic.named.scenes import Layout, draw_few, draw_layout, pick
+from cris_train.synthetic.named.scenes import (
+    LONG_SIDE,
+    Layout,
+    draw_few,
+    draw_layout,
+    pick,
+)
 from cris_train.synthetic.named.sources import PHOTOGRAPHS
 from cris_train.synthetic.scenes import scene_rng
 
@@ -30,12 +37,16 @@ class NamedMaker:
         supercategory: For instances.json.
         first_lesson: Two or three large things of different names, and no more than what they are
             called: what a model learns from first.
+        scale: Longer side of the pictures in `LONG_SIDE`s.
     """
 
     supercategory = "thing"
 
-    def __init__(self, cache: Path, *, first_lesson: bool = False) -> None:
-        self.pictures = Pictures(cache)
+    def __init__(
+        self, cache: Path, *, first_lesson: bool = False, long_side: int = LONG_SIDE
+    ) -> None:
+        self.scale = whole("long_side", long_side, 128, 1024) / LONG_SIDE
+        self.pictures = Pictures(cache, round(KEPT_SIDE * self.scale))
         self.first_lesson = first_lesson
         self.categories = tuple(thing.name for thing in things())
 
@@ -66,7 +77,7 @@ class NamedMaker:
             if not usable:
                 continue
             draw = draw_few if self.first_lesson else draw_layout
-            layout = draw(rng, known, usable)
+            layout = draw(rng, known, usable).scaled(self.scale)
             behind = background(
                 rng, self.pictures, photograph, layout.height, layout.width, unseen=unseen
             )
@@ -74,7 +85,7 @@ class NamedMaker:
             while len(layout.placed) > 1:
                 # The same light again, without what was hidden.
                 drawing = render(np.random.default_rng(paint_seed), layout, behind, self.pictures)
-                gone = hidden(drawing)
+                gone = hidden(drawing, self.scale)
                 if not gone:
                     return look(layout, drawing, known, photograph.shows), drawing, layout, rng
                 kept = (p for i, p in enumerate(layout.placed) if i != gone[0])
