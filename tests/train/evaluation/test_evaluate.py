@@ -212,6 +212,18 @@ def test_gallery_draws_fairly_and_by_seed() -> None:
     assert np.abs(counts - 50).max() < 5 * 6.7
 
 
+def test_gallery_has_the_first_pictures_with_an_expression_for_each_object() -> None:
+    gallery = Gallery(size=2)
+    for picture in range(3):
+        one = outcome(picture, 0.5)
+        for ref_id in range(5):
+            for sentence in range(2):
+                item = replace(one.item, ref_id=ref_id)
+                gallery.add(replace(one, item=item, sentence_id=10 * ref_id + sentence))
+    assert [[o.sentence_id for o in said] for said in gallery.scenes] == [[0, 10, 20]] * 2
+    assert [said[0].image.path.name for said in gallery.scenes] == ["0.png", "1.png"]
+
+
 def test_gallery_of_nothing(tmp_path: Path) -> None:
     assert Gallery().write(tmp_path / "none", "") == ()
     assert not (tmp_path / "none").exists()
