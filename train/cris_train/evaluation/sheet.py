@@ -127,7 +127,7 @@ def write_sheet(path: Path, sheet: npt.NDArray[np.uint8]) -> Path:
     Raises:
         InputError: it cannot be written.
     """
-    quality = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
+    quality = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY] if path.suffix == ".jpg" else []
     encoded = cv2.imencode(path.suffix, sheet[:, :, ::-1], quality)[1]  # OpenCV writes BGR
     return write_whole(path, encoded.tobytes())
 
