@@ -12,7 +12,7 @@ from cris_deploy.arguments import whole
 from cris_train.synthetic.made import MadeScene
 from cris_train.synthetic.named.describe import Compositions, describe
 from cris_train.synthetic.named.facts import Facts, hidden, look
-from cris_train.synthetic.named.names import things
+from cris_train.synthetic.named.names import photographed, things
 from cris_train.synthetic.named.pictures import KEPT_SIDE, Pictures, background
 from cris_train.synthetic.named.render import Drawing, render
 from cris_train.synthetic.named.scenes import (
@@ -22,7 +22,7 @@ from cris_train.synthetic.named.scenes import (
     draw_layout,
     pick,
 )
-from cris_train.synthetic.named.sources import PHOTOGRAPHS
+from cris_train.synthetic.named.sources import PHOTOGRAPHS, TUXPAINT_FOLDER
 from cris_train.synthetic.scenes import scene_rng
 
 # The split whose pairs of names and what is said of them, and parts of photographs, no other has.
@@ -38,16 +38,23 @@ class NamedMaker:
         first_lesson: Two or three large things of different names, and no more than what they are
             called: what a model learns from first.
         scale: Longer side of the pictures in `LONG_SIDE`s.
+        things: With Tux Paint's pictures where `tuxpaint` asks for them.
     """
 
     supercategory = "thing"
 
     def __init__(
-        self, cache: Path, *, first_lesson: bool = False, long_side: int = LONG_SIDE
+        self,
+        cache: Path,
+        *,
+        first_lesson: bool = False,
+        long_side: int = LONG_SIDE,
+        tuxpaint: bool = False,
     ) -> None:
         self.scale = whole("long_side", long_side, 128, 1024) / LONG_SIDE
         self.pictures = Pictures(cache, round(KEPT_SIDE * self.scale))
         self.first_lesson = first_lesson
+        self.things = photographed(TUXPAINT_FOLDER) if tuxpaint else things()
         self.categories = tuple(thing.name for thing in things())
 
     def make(self, seed: int, split: str, index: int) -> MadeScene:
@@ -70,10 +77,10 @@ class NamedMaker:
         """What is to be seen, the picture, the layout, and the generator that draws sentences."""
         rng = scene_rng(seed, f"{'names' if self.first_lesson else 'named'} {split}", index)
         unseen = split == UNSEEN_SPLIT
-        known = things()
+        known = self.things
         while True:
             photograph = pick(rng, PHOTOGRAPHS)
-            usable = [i for i, thing in enumerate(known) if not thing.words & photograph.shows]
+            usable = [i for i, t in enumerate(known) if t.codes and not t.words & photograph.shows]
             if not usable:
                 continue
             draw = draw_few if self.first_lesson else draw_layout

@@ -50,7 +50,8 @@ class Pictures:
             DataError: the cache has no such picture.
         """
         if code not in self._cutouts:
-            path = self.cache / CUTOUTS_FOLDER / f"{code}.webp"
+            file = code if code.endswith(".png") else f"{CUTOUTS_FOLDER}/{code}.webp"
+            path = self.cache / file
             picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
             if picture is None or picture.shape[2:] != (4,):
                 raise DataError(f"{path} is no picture with alpha: remove the cache, fetch again")
