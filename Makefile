@@ -9,31 +9,31 @@ WEB := build/web/node_modules
 TRITON := .venv-triton
 TRITON_STAMP := $(TRITON)/.installed
 DEMO := demo
-DEMO_EXPRESSIONS := "the purple cross" "the small red star" "the leftmost red square" \
-    "the red square right of the red star"
+DEMO_EXPRESSIONS := "the teddy bear" "the red controller" "the pumpkin"
 
 .PHONY: demo web test lint types unit docs sanitize fuzz hard platforms sbom audit lowest bench \
-    train-demo ablation clean help
+    train-demo train-shapes ablation clean help
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
 demo: $(STAMP) ## Export the demo checkpoint, prove it, segment a scene: demo/overlay.png
 	@echo "--- 1. the checkpoint becomes a bundle, proved against FP32 PyTorch"
-	$(BIN)/cris-export --ckpt train/demo/scenes.pth -o $(DEMO)/scenes.bundle \
-	    --samples train/demo/samples.jsonl
+	$(BIN)/cris-export --ckpt train/demo/named.pth -o $(DEMO)/scenes.bundle \
+	    --samples train/demo/named/samples.jsonl
 	@echo "--- 2. the bundle segments a scene; no torch in this process"
-	$(BIN)/cris-segment $(DEMO)/scenes.bundle train/demo/scene.png $(DEMO_EXPRESSIONS) -o $(DEMO)
-	@cp $(DEMO)/scene.overlay.png $(DEMO)/overlay.png
+	$(BIN)/cris-segment $(DEMO)/scenes.bundle train/demo/named/gamepads.jpg $(DEMO_EXPRESSIONS) \
+	    -o $(DEMO)
+	@cp $(DEMO)/gamepads.overlay.png $(DEMO)/overlay.png
 	@echo "--- look at $(DEMO)/overlay.png"
 	@echo "try next:"
-	@echo "  $(BIN)/cris-segment $(DEMO)/scenes.bundle train/demo/scene.png 'your own words' -o $(DEMO)"
+	@echo "  $(BIN)/cris-segment $(DEMO)/scenes.bundle train/demo/named/hippos.jpg 'your own words' -o $(DEMO)"
 	@echo "  $(BIN)/cris-export --ckpt your_cris_checkpoint.pth --word-len 17"
 	@echo "  $(BIN)/cris-bench; $(BIN)/cris-info"
 
 web: $(STAMP) $(WEB) ## A page that finds masks in the browser, of the demo's bundle: demo/page
 	test -d $(DEMO)/scenes.bundle || $(MAKE) demo
-	$(BIN)/cris-export web $(DEMO)/scenes.bundle $(DEMO)/page --modules $(WEB) --scene train/demo/page
+	$(BIN)/cris-export web $(DEMO)/scenes.bundle $(DEMO)/page --modules $(WEB) --scene train/demo/named-page
 
 test: lint types unit ## Lint, type-check and run all tests
 
@@ -91,8 +91,21 @@ fuzz: $(STAMP) ## Every reader meets broken input for MINUTES=10 minutes
 bench: $(STAMP) ## The engine against PyTorch on this machine
 	$(BIN)/cris-bench
 
-train-demo: $(STAMP) ## Train the demo checkpoint again (an hour on two cores)
-	$(BIN)/cris-scenes data/scenes --train 20000 --val 400 --seed 0
+# A file that is only deployed: weights alone, in float16.
+HALF := python -c 'import sys; from cris_train import checkpoint as c; \
+    c.save(sys.argv[2], c.build(c.load(sys.argv[1])), half=True)'
+train-demo: $(STAMP) ## Train the demo checkpoint again (hours on two cores)
+	$(BIN)/cris-scenes --fetch
+	test -d data/names || $(BIN)/cris-scenes data/names --kind names --train 8000 --val 100 --seed 0
+	test -d data/named || $(BIN)/cris-scenes data/named --kind named --train 24000 --val 300 \
+	    --test 1200 --seed 0
+	$(BIN)/cris-train --config train/configs/names.yaml --resume
+	$(BIN)/cris-train --config train/configs/named.yaml --resume
+	$(BIN)/$(HALF) runs/named/best.pth runs/named/named.pth
+	$(BIN)/cris-eval --ckpt runs/named/named.pth --data data/named --split val,test
+
+train-shapes: $(STAMP) ## Train the checkpoint of coloured shapes again (an hour on two cores)
+	test -d data/scenes || $(BIN)/cris-scenes data/scenes --train 20000 --val 400 --seed 0
 	$(BIN)/cris-train --config train/configs/demo.yaml --resume
 	$(BIN)/cris-eval --ckpt runs/demo/best.pth --data data/scenes
 

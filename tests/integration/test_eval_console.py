@@ -121,7 +121,7 @@ def test_report_files(
         "val": dict.fromkeys(["mIoU", "oIoU"], 0.0)
         | {f"Pr@{at}": 0.0 for at in (50, 60, 70, 80, 90)}
     }
-    sheets = ["sheet-best.png", "sheet-random.png", "sheet-worst.png"]
+    sheets = ["sheet-best.png", "sheet-random.png", "sheet-scenes.jpg", "sheet-worst.png"]
     assert sorted(p.name for p in again.iterdir()) == ["report.json", "report.md", *sheets]
     page = (again / "report.md").read_text()
     assert all(f"]({name})" in page for name in sheets)

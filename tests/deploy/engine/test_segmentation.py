@@ -79,7 +79,7 @@ def test_contour_is_visible_on_any_background(background, index):
 def test_tint_mixes_and_stays_inside():
     image = np.full((300, 300, 3), 100, np.uint8)
     result = draw(image, [disc(300, 300)], [(200, 0, 100)])
-    np.testing.assert_array_equal(result[150, 150], np.rint([145, 55, 100]))
+    np.testing.assert_array_equal(result[150, 150], np.rint([125, 75, 100]))
     np.testing.assert_array_equal(result[5, 5], [100, 100, 100])
 
 
@@ -90,6 +90,17 @@ def test_tiny_full_and_empty_masks(shape, full):
     result = draw(image, [np.full(shape, full)], [colour(0)])
     assert result.shape == image.shape
     assert result.any() == full
+
+
+def test_outline_reaches_the_border_and_no_farther_than_it_must():
+    image = np.full((90, 120, 3), 100, np.uint8)
+    mask = np.zeros((90, 120), bool)
+    mask[:40, 60:] = True  # at the top and at the right
+    result = draw(image, [mask], [(230, 60, 20)])
+    for edge in (result[20, 58:62], result[38:42, 90], result[:2, 90], result[20, -2:]):
+        assert (np.abs(edge.astype(int) - (230, 60, 20)).max(axis=1) < 60).any()
+    assert (result[50:] == 100).all()
+    assert (result[:, :50] == 100).all()
 
 
 def test_mask_of_another_image():

@@ -146,7 +146,9 @@ def test_segmenting_is_letterbox_model_and_mask_step(
             torch.from_numpy(np.stack([data.tokens(text) for text in texts])),
         )[:, 0].numpy()
     threshold = 0.5
-    found = TorchSegmenter(model, threshold=threshold)(image, texts)
+    segmenter = TorchSegmenter(model, threshold=threshold)
+    found, scores = segmenter(image, texts), segmenter.scores(image, texts)
+    assert scores == pytest.approx(1 / (1 + np.exp(-logits.max(axis=(1, 2)))), rel=1e-5)
     assert sum(0.1 < mask.mean() < 0.9 for mask in found) >= 4  # neither nothing nor everything
     assert len(found) == len(texts)
     for mask, low in zip(found, logits, strict=True):
@@ -169,6 +171,7 @@ def test_an_engine_gives_its_own_masks(tiny_bundle: Path, pictures: tuple[ReferI
     image, texts = pictures[1], ["a cat", "red"]
     with Engine(tiny_bundle, threads=1) as engine:
         expected = engine.segment(image.path, texts)
+        assert EngineSegmenter(engine).scores(image, texts) == [r.score for r in expected]
         for threshold in (None, 0.35):  # the bundle's own
             found = EngineSegmenter(engine, threshold=threshold)(image, texts)
             for mask, result in zip(found, expected, strict=True):
@@ -210,6 +213,18 @@ def test_gallery_draws_fairly_and_by_seed() -> None:
     # 50 of each are expected, with a standard deviation of 6.7.
     assert counts.sum() == 2000
     assert np.abs(counts - 50).max() < 5 * 6.7
+
+
+def test_gallery_has_the_first_pictures_with_an_expression_for_each_object() -> None:
+    gallery = Gallery(size=2)
+    for picture in range(3):
+        one = outcome(picture, 0.5)
+        for ref_id in range(5):
+            for sentence in range(2):
+                item = replace(one.item, ref_id=ref_id)
+                gallery.add(replace(one, item=item, sentence_id=10 * ref_id + sentence))
+    assert [[o.sentence_id for o in said] for said in gallery.scenes] == [[0, 10, 20]] * 2
+    assert [said[0].image.path.name for said in gallery.scenes] == ["0.png", "1.png"]
 
 
 def test_gallery_of_nothing(tmp_path: Path) -> None:

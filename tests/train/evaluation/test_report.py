@@ -16,6 +16,7 @@ from cris_train.evaluation.report import (
     LeftOut,
     Measured,
     MeasuredKind,
+    Presence,
     SplitScore,
     compare,
     read_report,
@@ -162,3 +163,12 @@ def test_groups_of_generated_scenes_are_tables_of_their_own() -> None:
     assert "val: below 1%" in text
     assert "12.50" in text
     assert "object's share" not in describe(report())
+
+
+def test_what_is_not_there_has_a_table() -> None:
+    told = Presence(0.5, "val", 200, 0.95, 100, 0.625)
+    text = describe(report(VAL, replace(VAL, split="test", presence=told)))
+    [row] = [line for line in text.splitlines() if "chosen on val" in line]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells == ["test, score 0.500 (chosen on val)", "200", "95.0", "100", "62.5"]
+    assert "is it there?" not in describe(report())

@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 
 from cris_deploy.errors import InputError
-from cris_train.evaluation.sheet import MASK, PAPER, TRUTH, Tile, picture_sheet, write_sheet
+from cris_deploy.results.overlay import colour
+from cris_train.evaluation.sheet import (
+    MASK,
+    PAPER,
+    TRUTH,
+    Scene,
+    Tile,
+    picture_sheet,
+    scene_sheet,
+    write_sheet,
+)
 
 GREY = 100
 TITLE, GAP = 44, 12  # above the tiles, and between them
@@ -121,9 +131,27 @@ def test_a_title_is_written() -> None:
 
 
 def test_the_file_is_the_sheet(tmp_path: Path) -> None:
-    path = write_sheet(tmp_path / "new" / "sheet.png", [tile()], title="a")
-    assert np.array_equal(cv2.imread(str(path))[:, :, ::-1], picture_sheet([tile()], title="a"))
+    sheet = picture_sheet([tile()], title="a")
+    path = write_sheet(tmp_path / "new" / "sheet.png", sheet)
+    assert np.array_equal(cv2.imread(str(path))[:, :, ::-1], sheet)
     assert [entry.name for entry in path.parent.iterdir()] == ["sheet.png"]
+
+
+def test_a_scene_has_every_mask_in_the_colour_of_its_words(tmp_path: Path) -> None:
+    found = (("the left one", tile().mask, 0.25), ("word " * 200, tile().truth, 1.0))
+    sheet = scene_sheet([Scene(tile().picture, found)] * 3, columns=2, tile_width=160)
+    picture, words = drawn(sheet), sheet[TITLE + 120 :]
+    for index, (_, mask, _) in enumerate(found):
+        rows, columns = np.nonzero(is_colour(picture, colour(index)))
+        assert abs(rows.min() - np.nonzero(mask)[0].min()) <= 2
+        assert abs(columns.max() - np.nonzero(mask)[1].max()) <= 2
+        assert is_colour(words[:60, GAP : GAP + 160], colour(index)).sum() == 16 * 16
+    assert (sheet[:, GAP + 160 : 2 * GAP + 160] == PAPER).all()  # long words were cut
+    assert (sheet[-150:, -160:] == PAPER).all()  # three leave the fourth place empty
+    path = write_sheet(tmp_path / "sheet.jpg", sheet)
+    assert np.abs(cv2.imread(str(path))[:, :, ::-1].astype(int) - sheet).mean() < 6
+    with pytest.raises(InputError, match="mask of 'it' is 160x119"):
+        scene_sheet([Scene(tile().picture, (("it", tile().mask[1:], 0.5),))])
 
 
 def test_unusable_tiles(tmp_path: Path) -> None:
@@ -137,4 +165,4 @@ def test_unusable_tiles(tmp_path: Path) -> None:
         picture_sheet([tile()], columns=0)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
-        write_sheet(tmp_path / "file" / "sheet.png", [tile()])
+        write_sheet(tmp_path / "file" / "sheet.png", picture_sheet([tile()]))

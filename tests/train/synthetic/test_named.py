@@ -142,3 +142,19 @@ def test_plurals(one: str, many: str | None) -> None:
 def test_missing_pictures_are_named_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cris-scenes --fetch"):
         require(tmp_path)
+
+
+def test_larger_pictures_show_the_same_scene(maker: NamedMaker) -> None:
+    larger = NamedMaker(maker.pictures.cache, long_side=384)
+    for index in range(8):
+        facts, drawing, _, _ = maker.draw(3, "test", index)
+        same, large, _, _ = larger.draw(3, "test", index)
+        assert [item.name for item in same.items] == [item.name for item in facts.items]
+        assert max(large.image.shape[:2]) == 384
+        for one, other in zip(facts.items, same.items, strict=True):
+            assert abs(1.5 * one.x - other.x) < 2
+            assert abs(1.5 * one.size - other.size) < 2
+        assert large.masks.shape == (len(same.items), *large.image.shape[:2])
+        assert drawing.image.shape != large.image.shape
+    with pytest.raises(InputError, match="long_side is 12: give a whole number"):
+        NamedMaker(maker.pictures.cache, long_side=12)

@@ -150,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
         "--output",
         type=Path,
         metavar="DIR",
-        help="folder for report.json, report.md and picture sheets: best, worst, random",
+        help="folder for report.json, report.md and picture sheets: best, worst, random, first",
     )
     out.add_argument(
         "--compare", type=Path, metavar="JSON", help="an earlier report: differences in points"

@@ -19,11 +19,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         from cris_train.synthetic.made import Maker
         from cris_train.synthetic.named import sources
         from cris_train.synthetic.named.maker import NamedMaker
+        from cris_train.synthetic.named.scenes import LONG_SIDE
         from cris_train.synthetic.refer_files import ShapesMaker, write_scenes
 
         cache = args.cache if args.cache is not None else sources.default_cache()
+        tuxpaint = args.pictures == "tuxpaint"
         if args.fetch:
-            sources.fetch(cache)
+            sources.fetch(cache, tuxpaint=tuxpaint)
         if args.output is None:
             if args.fetch:
                 return 0
@@ -32,8 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.kind != "shapes":
             if args.style != Style.PLAIN:
                 raise InputError("style is of shapes: leave it out, or take kind shapes")
-            sources.require(cache)
-            maker = NamedMaker(cache, first_lesson=args.kind == "names")
+            sources.require(cache, tuxpaint=tuxpaint)
+            side = LONG_SIDE if args.long_side is None else args.long_side
+            maker = NamedMaker(
+                cache, first_lesson=args.kind == "names", long_side=side, tuxpaint=tuxpaint
+            )
+        elif args.long_side is not None or tuxpaint:
+            raise InputError("long_side and pictures are of named things: take kind named")
         counts = {"train": args.train, "val": args.val}
         if args.test:
             counts["test"] = args.test
@@ -55,6 +62,7 @@ def _parser() -> Parser:
             "cris-scenes data/chalk --train 500 --val 0 --style chalk",
             "cris-scenes --fetch",
             "cris-scenes data/named --kind named --test 500",
+            "cris-scenes data/tux --kind named --pictures tuxpaint --train 0 --val 0 --test 500",
         ),
     )
     parser.add_argument("output", type=Path, nargs="?", help="folder of the data set")
@@ -66,6 +74,14 @@ def _parser() -> Parser:
     parser.add_argument(
         "--style", choices=[*Style], default=Style.PLAIN, help="how shapes look (plain)"
     )
+    parser.add_argument(
+        "--long-side", type=int, metavar="N", help="of pictures of named things, pixels (256)"
+    )
+    parser.add_argument(
+        "--pictures", choices=("fluent", "tuxpaint"), default="fluent",
+        help="of named things; tuxpaint: photographs of fewer things with the same names, from "
+        "Debian's package (161 MB), to measure with (fluent)",
+    )  # fmt: skip
     parser.add_argument(
         "--train", type=int, default=20000, metavar="N", help="scenes (20000); 0: none"
     )

@@ -103,7 +103,7 @@ def read_splits(
     root = Path(root)
     path = root / refs_name(split_by)
     references = load_references(path)
-    instances = _load_json(root / INSTANCES_FILE)
+    instances = load_json(root / INSTANCES_FILE)
     try:
         faults = find_faults(references, instances)
         if faults:
@@ -304,7 +304,8 @@ def read_mask(path: Path, height: int, width: int, name: str) -> npt.NDArray[np.
     return np.asarray(mask)
 
 
-def _load_json(path: Path) -> Any:
+def load_json(path: Path) -> Any:
+    """A file of the data set; DataError if it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

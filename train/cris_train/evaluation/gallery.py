@@ -1,15 +1,18 @@
-"""Which outcomes of an evaluation are worth a look: the best, the worst, and some by chance."""
+"""Outcomes of an evaluation that are worth a look: the best, the worst, chance ones, the first."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from cris_deploy.errors import InputError
 from cris_train.data.dataset import read_picture
 from cris_train.evaluation.evaluate import Outcome
-from cris_train.evaluation.sheet import Tile, write_sheet
+from cris_train.evaluation.sheet import Scene, Tile, picture_sheet, scene_sheet, write_sheet
+
+SAID: Final = 3  # expressions of a picture that are shown together, each of another object
 
 
 class Gallery:
@@ -17,7 +20,8 @@ class Gallery:
 
     The best and the worst are of different pictures, so that one easy picture does not fill a sheet
     with everything that was said about it. The random ones are a fair draw of all expressions
-    (reservoir sampling), the same for the same seed.
+    (reservoir sampling), the same for the same seed. Of the first pictures, `scenes` has an
+    expression for each of up to three objects.
     """
 
     def __init__(self, size: int = 12, seed: int = 0) -> None:
@@ -28,12 +32,18 @@ class Gallery:
         self._best: dict[Path, Outcome] = {}
         self._worst: dict[Path, Outcome] = {}
         self._drawn: list[Outcome] = []
+        self._scenes: dict[Path, dict[int, Outcome]] = {}
         self._seen = 0
 
     def add(self, outcome: Outcome) -> None:
         """Take note of an outcome; give this to `evaluate` as `observe`."""
         self._keep(self._best, outcome, 1.0)
         self._keep(self._worst, outcome, -1.0)
+        path = outcome.image.path
+        if path in self._scenes or len(self._scenes) < self._size:
+            said = self._scenes.setdefault(path, {})
+            if len(said) < SAID:
+                said.setdefault(outcome.item.ref_id, outcome)
         self._seen += 1
         if len(self._drawn) < self._size:
             self._drawn.append(outcome)
@@ -55,22 +65,35 @@ class Gallery:
         """Random ones, in no order."""
         return list(self._drawn)
 
+    @property
+    def scenes(self) -> list[tuple[Outcome, ...]]:
+        """The first pictures, with an outcome for each of the first objects."""
+        return [tuple(said.values()) for said in self._scenes.values()]
+
     def write(self, folder: Path, title: str) -> tuple[Path, ...]:
-        """Write sheet-best.png, sheet-worst.png and sheet-random.png; nothing if nothing was seen.
+        """Write sheet-NAME.png, NAME best, worst and random, and sheet-scenes.jpg.
+
+        Nothing if nothing was seen.
 
         Raises:
             InputError: the folder cannot be written to.
         """
         if not self._seen:
             return ()
-        return tuple(
-            write_sheet(folder / f"sheet-{name}.png", tiles(outcomes), title=f"{label} · {title}")
+        sheets = {
+            f"sheet-{name}.png": picture_sheet(tiles(outcomes), title=f"{label} · {title}")
             for name, label, outcomes in (
                 ("best", "highest IoU", self.best),
                 ("worst", "lowest IoU", self.worst),
                 ("random", "drawn at random", self.drawn),
             )
-        )
+        }
+        scenes = [
+            Scene(read_picture(said[0].image), tuple((o.expression, o.mask, o.iou) for o in said))
+            for said in self.scenes
+        ]
+        sheets["sheet-scenes.jpg"] = scene_sheet(scenes, title=f"the first, with IoU · {title}")
+        return tuple(write_sheet(folder / name, sheet) for name, sheet in sheets.items())
 
     def _keep(self, kept: dict[Path, Outcome], outcome: Outcome, sign: float) -> None:
         """Put it in if it is ahead (`sign` 1: higher IoU, -1: lower) of one that is there."""

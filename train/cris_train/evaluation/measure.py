@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -27,6 +27,7 @@ from cris_train.data.splits import is_refer, open_splits
 from cris_train.data.target import THRESHOLD
 from cris_train.evaluation.evaluate import Outcome, Segmenter, evaluate
 from cris_train.evaluation.groups import Groups
+from cris_train.evaluation.presence import Scorer, ask
 from cris_train.evaluation.report import (
     EvalReport,
     LeftOut,
@@ -35,6 +36,7 @@ from cris_train.evaluation.report import (
     SplitScore,
 )
 from cris_train.evaluation.segmenters import EngineSegmenter, TorchSegmenter
+from cris_train.synthetic.named.absent import AbsentNames
 from cris_train.synthetic.refer_files import KINDS_FILE
 
 _PACKAGES: Final = (
@@ -134,13 +136,16 @@ def measure(
     # The data first: a mistyped split should not wait for a model.
     known = open_splits(options.data, split_by=options.split_by, images=options.images)
     splits = [pick(known, name, options.data) for name in options.splits]
-    kinds = _kinds(options.data)
+    kinds, names = _kinds(options.data), AbsentNames(options.data)
     with _opened(options) as (segmenter, measured, threshold):
         skips = options.skip_broken
         started = time.perf_counter()
         scores = tuple(
             _score(name, segmenter, images[: options.limit or None], kinds, observe, skips)
             for name, images in zip(options.splits, splits, strict=True)
+        )
+        scores = _with_presence(
+            scores, segmenter, [s[: options.limit or None] for s in splits], names
         )
         seconds = time.perf_counter() - started
     return EvalReport(
@@ -200,8 +205,28 @@ def _score(
     )
 
 
+def _with_presence(
+    scores: Sequence[SplitScore],
+    scorer: Scorer,
+    splits: Sequence[Sequence[ReferImage]],
+    names: AbsentNames,
+) -> tuple[SplitScore, ...]:
+    """The same, and what a threshold of the score tells: one chosen on the first split."""
+    chosen: tuple[float, str] | None = None
+    judged = []
+    for score, images in zip(scores, splits, strict=True):
+        found = ask(scorer, images, names)
+        if found is not None:
+            chosen = chosen or (found.threshold(), score.split)
+            score = replace(score, presence=found.judge(*chosen))
+        judged.append(score)
+    return tuple(judged)
+
+
 @contextmanager
-def _opened(options: EvalOptions) -> Iterator[tuple[Segmenter, Measured, float]]:
+def _opened(
+    options: EvalOptions,
+) -> Iterator[tuple[TorchSegmenter | EngineSegmenter, Measured, float]]:
     """The segmenter, what it is, and its threshold."""
     if options.checkpoint is not None:
         # cuDNN computes float32 convolutions in TF32 unless it is told not to.

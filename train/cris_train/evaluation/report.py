@@ -89,6 +89,27 @@ class KindScore:
 
 
 @dataclass(frozen=True)
+class Presence:
+    """Whether something is there, told by a threshold of the score, on pairs that say so.
+
+    Attributes:
+        threshold: Below this highest probability, nothing is taken to be there.
+        chosen_on: The split that it was chosen on, or the bundle that has it.
+        present: Expressions that mean something in their picture.
+        kept: Share of them at or above the threshold.
+        absent: Names of what is not in the picture.
+        caught: Share of them below.
+    """
+
+    threshold: Share
+    chosen_on: str
+    present: Count
+    kept: Share
+    absent: Count
+    caught: Share
+
+
+@dataclass(frozen=True)
 class SplitScore:
     """Metrics of a split, 0 to 1.
 
@@ -104,6 +125,7 @@ class SplitScore:
         by_words: For generated scenes, number of words ("3-4") -> score; else empty.
         by_size: For generated scenes, the object's share of the picture -> score; else empty.
         left_out: What could not be measured.
+        presence: For scenes of named things, else None.
     """
 
     split: str
@@ -117,6 +139,7 @@ class SplitScore:
     by_words: Mapping[str, KindScore] = field(default_factory=dict)
     by_size: Mapping[str, KindScore] = field(default_factory=dict)
     left_out: tuple[LeftOut, ...] = ()
+    presence: Presence | None = None
 
     def __post_init__(self) -> None:
         for name in PRECISION_NAMES:

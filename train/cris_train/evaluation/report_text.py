@@ -31,13 +31,13 @@ def describe(report: EvalReport, differences: Sequence[Difference] = ()) -> str:
         )
         if table
     ]
-    parts += _beside(report)
+    parts += [_presence(report), *_beside(report)]
     if differences:
         parts.append(_differences(differences))
     left_out = _left_out(report)
     if left_out:
         parts.append(left_out)
-    return "\n\n".join(parts)
+    return "\n\n".join(part for part in parts if part)
 
 
 def markdown(report: EvalReport, differences: Sequence[Difference], sheets: Sequence[str]) -> str:
@@ -84,6 +84,22 @@ def _groups(title: str, splits: Sequence[tuple[str, Mapping[str, KindScore]]]) -
         for group, value in groups.items()
     ]
     return to_markdown((title, "expressions", "mIoU"), rows) if rows else ""
+
+
+def _presence(report: EvalReport) -> str:
+    rows = [
+        (
+            f"{score.split}, score {told.threshold:.3f} (chosen on {told.chosen_on})",
+            f"{told.present:,}",
+            f"{100 * told.kept:.1f}",
+            f"{told.absent:,}",
+            f"{100 * told.caught:.1f}",
+        )
+        for score in report.splits
+        if (told := score.presence) is not None
+    ]
+    head = ("is it there?", "there", "kept, %", "not there", "caught, %")
+    return to_markdown(head, rows) if rows else ""
 
 
 def _beside(report: EvalReport) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from cris_train.model import Cris
 
 if TYPE_CHECKING:
     from cris_deploy.engine import Engine
+    from cris_deploy.results.segmentation import Segmentation
 
 # A picture's expressions are run together, in parts of this many.
 CHUNK = 16
@@ -62,6 +64,18 @@ class TorchSegmenter:
             ExpressionError: an expression has no words.
         """
         size = self._model.config.input_size
+        return [
+            mask_from_logits(low, image.height, image.width, size, self._threshold)
+            for low in self._logits(image, expressions)
+        ]
+
+    def scores(self, image: ReferImage, expressions: Sequence[str]) -> list[float]:
+        """The highest probability of any pixel, for each expression; errors as for masks."""
+        return [_sigmoid(float(low.max())) for low in self._logits(image, expressions)]
+
+    def _logits(self, image: ReferImage, expressions: Sequence[str]) -> npt.NDArray[np.float32]:
+        """(n, S/4, S/4)."""
+        size = self._model.config.input_size
         square = images.normalise(images.letterbox(read_picture(image), size))
         pixels = torch.from_numpy(square)[None].to(self._device)  # (1, 3, S, S)
         tokens = torch.from_numpy(self._tokenizer.encode(expressions).tokens).to(self._device)
@@ -71,11 +85,7 @@ class TorchSegmenter:
             torch.autocast(kind, self._autocast, enabled=self._autocast is not None),
         ):
             parts = [self._model(pixels, part)[:, 0].float() for part in torch.split(tokens, CHUNK)]
-            logits = torch.cat(parts).cpu().numpy()  # (n, S/4, S/4)
-        return [
-            mask_from_logits(low, image.height, image.width, size, self._threshold)
-            for low in logits
-        ]
+            return np.asarray(torch.cat(parts).cpu().numpy(), np.float32)
 
 
 class EngineSegmenter:
@@ -103,10 +113,7 @@ class EngineSegmenter:
             ExpressionError: an expression has no words.
             BackendError: the runtime failed.
         """
-        with warnings.catch_warnings():
-            # Benchmarks cut long expressions by rule; one warning for each would be thousands.
-            warnings.simplefilter("ignore", TruncationWarning)
-            found = self._engine.segment(read_picture(image), list(expressions))
+        found = self._found(image, expressions)
         if self._threshold is None:
             return [result.mask for result in found]
         return [
@@ -115,3 +122,17 @@ class EngineSegmenter:
             )
             for result in found
         ]
+
+    def scores(self, image: ReferImage, expressions: Sequence[str]) -> list[float]:
+        """The highest probability of any pixel, for each expression; errors as for masks."""
+        return [result.score for result in self._found(image, expressions)]
+
+    def _found(self, image: ReferImage, expressions: Sequence[str]) -> list[Segmentation]:
+        with warnings.catch_warnings():
+            # Benchmarks cut long expressions by rule; one warning for each would be thousands.
+            warnings.simplefilter("ignore", TruncationWarning)
+            return self._engine.segment(read_picture(image), list(expressions))
+
+
+def _sigmoid(logit: float) -> float:
+    return 1 / (1 + math.exp(-max(logit, -700.0)))  # below, exp overflows

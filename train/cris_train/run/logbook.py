@@ -129,9 +129,9 @@ class Logbook:
 
     def sheet(self, tiles: Sequence[Tile], step: int, title: str) -> None:
         """A sheet of validation masks, as PNG and for TensorBoard."""
-        write_sheet(self._folder / SHEETS / f"step_{step:08d}.png", tiles, title=title)
+        picture = picture_sheet(tiles, title=title)
+        write_sheet(self._folder / SHEETS / f"step_{step:08d}.png", picture)
         if self._events is not None:
-            picture = picture_sheet(tiles, title=title)
             with self._writing(EVENTS):
                 self._events.add_image("val/masks", picture, step, dataformats="HWC")
 

@@ -63,13 +63,12 @@ class Facts:
         return min(self.width, self.height)
 
 
-def hidden(drawing: Drawing) -> list[int]:
-    """Indices of things of which too little is visible to speak of."""
+def hidden(drawing: Drawing, scale: float = 1.0) -> list[int]:
+    """Indices of things of which too little is visible to speak of, in a picture `scale` larger."""
     seen = drawing.masks.sum(axis=(1, 2))
     whole = drawing.whole.sum(axis=(1, 2))
-    return [
-        i for i in range(len(seen)) if seen[i] < LEAST_PIXELS or seen[i] < LEAST_VISIBLE * whole[i]
-    ]
+    least = LEAST_PIXELS * scale**2
+    return [i for i in range(len(seen)) if seen[i] < least or seen[i] < LEAST_VISIBLE * whole[i]]
 
 
 def look(layout: Layout, drawing: Drawing, things: Sequence[Thing], taken: frozenset[str]) -> Facts:

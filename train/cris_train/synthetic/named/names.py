@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 from cris_deploy.errors import DataError
 
 NAMES_FILE = Path(__file__).with_name("names.txt")
+TUXPAINT_FILE = Path(__file__).with_name("tuxpaint.txt")
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,8 @@ class Thing:
     """One name's line.
 
     Attributes:
-        codes: Code points of its pictures, hexadecimal as their files are named.
+        codes: Code points of its pictures, hexadecimal as their files are named; of Tux Paint's,
+            files below the cache.
         names: What it is called, the usual name first.
         broader: Other words that are true of it, such as "car" of a taxi and "vehicle".
         section: The name of its section: the first word in the bracket.
@@ -72,6 +74,21 @@ def things() -> tuple[Thing, ...]:
         if twice:
             raise DataError(f"{NAMES_FILE.name}: there twice: {', '.join(sorted(twice))}")
     return tuple(found)
+
+
+def photographed(folder: str) -> tuple[Thing, ...]:
+    """The same things in the same order, with Tux Paint's pictures in `folder`, or with none.
+
+    Raises:
+        DataError: `tuxpaint.txt` has a name that `names.txt` has not.
+    """
+    lines = TUXPAINT_FILE.read_text(encoding="utf-8").splitlines()
+    pairs = (line.split(" = ") for line in lines if line and not line.startswith("#"))
+    files = {name: tuple(f"{folder}/{file}.png" for file in said.split()) for name, said in pairs}
+    unknown = files.keys() - {thing.name for thing in things()}
+    if unknown:
+        raise DataError(f"{TUXPAINT_FILE.name}: not in names.txt: {', '.join(sorted(unknown))}")
+    return tuple(replace(t, codes=files.get(t.name, ()), painted=False) for t in things())
 
 
 def _listed(text: str) -> tuple[str, ...]:

@@ -33,9 +33,11 @@ class Pictures:
 
     Attributes:
         cache: The folder that `sources.fetch` filled.
+        kept_side: Pixels of a cut-out's longer side.
     """
 
     cache: Path
+    kept_side: int = KEPT_SIDE
 
     def __post_init__(self) -> None:
         self._cutouts: dict[str, npt.NDArray[np.uint8]] = {}
@@ -48,13 +50,14 @@ class Pictures:
             DataError: the cache has no such picture.
         """
         if code not in self._cutouts:
-            path = self.cache / CUTOUTS_FOLDER / f"{code}.webp"
+            file = code if code.endswith(".png") else f"{CUTOUTS_FOLDER}/{code}.webp"
+            path = self.cache / file
             picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
             if picture is None or picture.shape[2:] != (4,):
                 raise DataError(f"{path} is no picture with alpha: remove the cache, fetch again")
             y, x = np.nonzero(picture[..., 3] > 24)
             picture = picture[y.min() : y.max() + 1, x.min() : x.max() + 1]
-            scale = KEPT_SIDE / max(picture.shape[:2])
+            scale = self.kept_side / max(picture.shape[:2])
             small = cv2.cvtColor(_resized(picture, scale), cv2.COLOR_BGRA2RGBA)
             self._cutouts[code] = np.asarray(small, np.uint8)
         return self._cutouts[code]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 import numpy as np
@@ -76,6 +76,14 @@ class Layout:
     def short_side(self) -> int:
         """Length in pixels that sizes and distances are relative to."""
         return min(self.width, self.height)
+
+    def scaled(self, scale: float) -> Layout:
+        """The same at another size."""
+        placed = (
+            replace(p, x=p.x * scale, y=p.y * scale, diameter=p.diameter * scale)
+            for p in self.placed
+        )
+        return Layout(round(self.width * scale), round(self.height * scale), tuple(placed))
 
 
 def draw_layout(rng: np.random.Generator, things: Sequence[Thing], usable: Sequence[int]) -> Layout:
