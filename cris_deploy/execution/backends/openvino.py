@@ -127,7 +127,7 @@ class _OpenVino:
         if settings.threads is not None:
             config["INFERENCE_NUM_THREADS"] = settings.threads
         path, spec = bundle.graph(name), bundle.manifest.graphs[name]
-        cache = _cache_folder(bundle, name)
+        cache = _cache_folder(bundle, name, config)
 
         @contextmanager
         def loading() -> Iterator[None]:
@@ -283,16 +283,21 @@ def _shape(tensor: TensorSpec, rows: int) -> list[int]:
     return [size if isinstance(size, int) else rows for size in tensor.shape]
 
 
-def _cache_folder(bundle: Bundle, name: GraphName) -> Path | None:
-    """The folder for one graph of one bundle: named by contents, so a path may hold another."""
+def _cache_folder(bundle: Bundle, name: GraphName, config: Mapping[str, object]) -> Path | None:
+    """The folder for one graph of one bundle: named by contents, so a path may hold another.
+
+    And by how it is compiled and for what: OpenVINO 2026.4 gives a graph that was compiled for
+    int8 to who asks for int8 with bfloat16 between, and on processors with AMX its masks are wrong.
+    """
     place = os.environ.get(CACHE_VARIABLE)
     if not place:
         return None
     files = bundle.manifest.files
     graph = bundle.manifest.graphs[name].file
-    digest = hashlib.sha256(
-        "".join(files[file].sha256 for file in (graph, WEIGHTS) if file in files).encode()
-    )
+    contents = [files[file].sha256 for file in (graph, WEIGHTS) if file in files]
+    settings = [f"{key}={value}" for key, value in sorted(config.items())]
+    where = [_module().__version__, this_cpu().instructions]
+    digest = hashlib.sha256("\n".join([*contents, *settings, *where]).encode())
     return Path(place) / "openvino" / digest.hexdigest()[:32]
 
 

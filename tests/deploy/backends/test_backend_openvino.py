@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cris_deploy import Engine
-from cris_deploy.bundle.manifest import Precision
+from cris_deploy.bundle.manifest import GraphName, Precision
 from cris_deploy.bundle.reading import Bundle
 from cris_deploy.errors import BackendError, InputError
 from cris_deploy.execution.backends import Compute, Device
@@ -109,6 +109,18 @@ def test_compiled_graphs_are_kept_only_where_asked(
 
 
 @pytest.mark.parametrize("damage", [b"", b"rubbish", None])
+def test_what_was_compiled_in_another_arithmetic_is_not_taken(tiny_bundle, tmp_path, monkeypatch):
+    # OpenVINO's own key forgets it: int8 with bfloat16 between got int8's graph, and wrong masks.
+    monkeypatch.setenv("CRIS_DEPLOY_CACHE", str(tmp_path))
+    bundle = Bundle.open(tiny_bundle)
+    folders = {
+        backend._cache_folder(bundle, GraphName.FULL, {"INFERENCE_PRECISION_HINT": hint, **more})
+        for hint in ("f32", "bf16")
+        for more in ({}, {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0})
+    }
+    assert len(folders) == 4
+
+
 def test_a_damaged_cache_costs_a_compilation(
     tiny_bundle, image, expected, tmp_path, monkeypatch, damage
 ):

@@ -127,7 +127,7 @@ def test_no_cache_unless_it_is_asked_for(
             monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "asked"))
         else:
             monkeypatch.delenv(CACHE_VARIABLE, raising=False)
-        folder = openvino._cache_folder(Bundle.open(tiny_bundle), GraphName.FULL)
+        folder = openvino._cache_folder(Bundle.open(tiny_bundle), GraphName.FULL, {})
         assert (folder is not None) is asked
         Engine(tiny_bundle, backend="openvino", threads=1).close()
         assert any(tmp_path.iterdir()) is asked
