@@ -12,7 +12,7 @@ import numpy as np
 from cris_train.data.refer import INSTANCES_FILE, find_faults, read_splits, refs_name
 from tests.hard.fuzz.draw import Draw, damaged, edited, json_text
 
-READER: Final = ("cris_train.data.refer",)
+READER: Final = ("cris_train.data.refer", "cris_train.data.segmentation")
 OTHERS: Final = {
     "cris_train.data.refer:read_mask": "the target folders reads those",
     "cris_train.data.refer:pick": "it reads nothing",
