@@ -3,6 +3,7 @@
 import contextlib
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -64,7 +65,14 @@ def engine_here() -> str:
 
 
 def chunks(
-    tally: Tally, folder: Path, *, cases: int, seed: int, engine: str, until: float | None = None
+    tally: Tally,
+    folder: Path,
+    *,
+    cases: int,
+    seed: int,
+    engine: str,
+    until: float | None = None,
+    pause: Path | None = None,
 ) -> Iterator[Tally]:
     """Run up to `cases` cases in all, going on from where the tally is; gives it after each chunk.
 
@@ -75,6 +83,7 @@ def chunks(
         seed: Of the first chunk; each has the next.
         engine: `guided` or `plain`.
         until: `time.monotonic()` after which no chunk begins, and none goes on.
+        pause: While there is such a file, processes are stopped.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tally.engine = engine
@@ -85,7 +94,7 @@ def chunks(
         ran, before = source(), tally.cases
         with scratch_folder() as scratch:
             count, number = min(CHUNK, cases - before), seed + tally.chunks
-            deaths += _chunk(tally, folder, scratch, count, number, until)
+            deaths += _chunk(tally, folder, scratch, count, number, until, pause)
         tally.chunks += 1
         tally.sources[ran] = tally.sources.get(ran, 0) + tally.cases - before
         findings = folder / "findings"
@@ -94,7 +103,13 @@ def chunks(
 
 
 def _chunk(
-    tally: Tally, folder: Path, scratch: Path, cases: int, seed: int, until: float | None
+    tally: Tally,
+    folder: Path,
+    scratch: Path,
+    cases: int,
+    seed: int,
+    until: float | None,
+    pause: Path | None,
 ) -> bool:
     """Run one process to its end; True if it died or had to be ended."""
     state = folder / "state"
@@ -105,6 +120,8 @@ def _chunk(
     stuck = False
     last, since = -1, time.monotonic()
     while worker.poll() is None:
+        if held := _hold(worker, pause):
+            began, since = began + held, since + held
         try:
             worker.wait(0.2)
         except subprocess.TimeoutExpired:
@@ -136,6 +153,18 @@ def _chunk(
     said = heard.read_text(errors="replace")[-3000:] if heard.exists() else ""
     path.with_suffix(".txt").write_text(f"exit status {worker.returncode}\n{said}")
     return True
+
+
+def _hold(worker: subprocess.Popen[bytes], pause: Path | None) -> float:
+    """Stop a process while the file is there; seconds that it was."""
+    if pause is None or not pause.exists():
+        return 0.0
+    began = time.monotonic()
+    worker.send_signal(signal.SIGSTOP)
+    while pause.exists():
+        time.sleep(1)
+    worker.send_signal(signal.SIGCONT)
+    return time.monotonic() - began
 
 
 def source() -> str:

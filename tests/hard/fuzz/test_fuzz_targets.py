@@ -3,6 +3,8 @@
 The cases are the same each time. `make fuzz` has more, guided by the branches that they reach.
 """
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,19 @@ def test_guided_cases_are_guided(tmp_path: Path) -> None:
         pass
     assert tally.cases == 1000
     assert list((tmp_path / "corpus").iterdir())
+
+
+def test_a_file_stops_a_run(tmp_path: Path) -> None:
+    pause = tmp_path / "pause"
+    pause.touch()
+    started, removed = time.monotonic(), threading.Timer(3, pause.unlink)
+    removed.start()
+    tally = Tally("manifests")
+    for _ in chunks(tally, tmp_path, cases=9, seed=0, engine="plain", pause=pause):
+        pass
+    assert (tally.cases, tally.clean) == (9, True)
+    assert time.monotonic() - started > 3
+    assert tally.seconds < time.monotonic() - started - 2
 
 
 def test_corpora_are_small() -> None:

@@ -122,7 +122,7 @@ def guided(folder: Path, name: str, scratch: Path, cases: int, seed: int) -> Non
     grown.mkdir(exist_ok=True)
     arguments = [f"-runs={cases}", f"-seed={seed + 1}", f"-max_len={judge.target.longest}"]
     # Too slow and too large is ours to find and to count; libFuzzer ends at the first.
-    arguments += ["-timeout=600", "-rss_limit_mb=6000", "-print_final_stats=0", "-verbosity=0"]
+    arguments += ["-timeout=1000000", "-rss_limit_mb=6000", "-print_final_stats=0", "-verbosity=0"]
     atheris.Setup(["fuzz", *arguments, str(grown), str(CORPUS / name)], judge)
     atheris.Fuzz()
 
