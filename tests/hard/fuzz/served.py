@@ -49,6 +49,18 @@ class _Kept(logging.Handler):
             self.errors.append(record.exc_info[1])
 
 
+class _Inline(asyncio.SelectorEventLoop):
+    """Runs in place what would go to a thread: to wait for one takes longer than the case."""
+
+    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> asyncio.Future[Any]:
+        future = self.create_future()
+        try:
+            future.set_result(func(*args))
+        except Exception as error:  # the caller's, as a thread's would be
+            future.set_exception(error)
+        return future
+
+
 class Served:
     """An application that serves the small bundle, in this thread's own loop."""
 
@@ -70,7 +82,7 @@ class Served:
             self_test=False,
         )
         self._engine = Engine(path, backend="onnxruntime", threads=1, max_pixels=100_000)
-        self._loop = asyncio.new_event_loop()
+        self._loop = _Inline()
         self._app = create_app(options)
         self._service: Any = self._app.state.service
         self._loop.run_until_complete(self._service.start())
