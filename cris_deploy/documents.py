@@ -32,6 +32,7 @@ Positive: TypeAlias = Annotated[int, Meta(ge=1)]
 
 _MOST_SHOWN: Final = 60
 _UNIONS: Final = (typing.Union, types.UnionType)
+_LEAVES: Final = frozenset({str, int, float, bool, type(None)})
 _STEP: Final = re.compile(r"\[[^]]*\]|[^.\[\]]+")
 _NAMES: Final = {
     "object": "an object",
@@ -123,6 +124,8 @@ def to_json(value: object) -> str:
 
 def plain(value: object) -> Any:
     """Give dataclasses, enumerations and tuples as dicts, text, numbers and lists."""
+    if type(value) in _LEAVES:
+        return value
     # msgspec's own way leaves tuples, and leaves out what `convert` left at a class's default.
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {each.name: plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
@@ -224,9 +227,11 @@ def _unknown(kind: Any, value: Any, place: str) -> Iterator[tuple[str, str, list
     """Fields that no dataclass has: their place, their name, and those that there are, in it
     and (dotted) inside these.
     """
+    if value is None or isinstance(value, (str, int, float)):
+        return
     kind = _bare(kind)
     arguments = typing.get_args(kind)
-    if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
         hints = _hints(kind)
         for name, entry in value.items():
             inner = f"{place}.{name}" if place else str(name)
