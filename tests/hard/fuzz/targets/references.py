@@ -101,7 +101,7 @@ def make(folder: Path) -> Callable[[bytes], None]:
 
 def _segmented(draw: Draw) -> dict[str, Any]:
     """Pictures and masks of usual and of strange sizes, corners and runs."""
-    height, width = draw.choose(((8, 10), (8, 10), (8, 10), (1, 2**20), (0, 10), (2**31, 2**31)))
+    height, width = draw.choose((*[(8, 10)] * 12, (1, 2**16), (0, 10), (2**31, 2**31)))
     side = max(height, width)
     kind = draw.whole(0, 3)
     segmentation: Any = {"size": draw.choose(([height, width], [10, 8], [8.0, 10], [8]))}
