@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pickle
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,20 @@ def test_python_2_pickles_are_read(tmp_path: Path) -> None:
     # Python 2 wrote byte strings (S, U), unicode and longs: none of them needs a class.
     path.write_bytes(b"(lp0\n(dp1\nS'split'\np2\nS'val'\np3\nsS'ref_id'\np4\nL7L\nsa.")
     assert load_references(path) == [{"split": "val", "ref_id": 7}]
+
+
+@pytest.mark.parametrize("put", [b"r\x00\x00\x40\x00", b"p4194304\n"])
+def test_a_number_in_a_pickle_takes_no_memory(tmp_path: Path, put: bytes) -> None:
+    """Python's faster unpickler makes room for as many values as a file's PUT has for a number."""
+    path = tmp_path / "refs(unc).p"
+    path.write_bytes(b"]" + put + b".")
+    tracemalloc.start()
+    try:
+        assert load_references(path) == []
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 2**20
 
 
 @pytest.mark.parametrize("content", [b"", b"not a pickle", pickle.dumps({"a": 1})[:-3]])

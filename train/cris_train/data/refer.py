@@ -269,8 +269,12 @@ def _check_types(entry: Any, name: str, types: Mapping[str, type]) -> None:
             )
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Builds lists, dicts, tuples, text and numbers: these need no name to be looked up."""
+class _PlainUnpickler(pickle._Unpickler):
+    """Builds lists, dicts, tuples, text and numbers: these need no name to be looked up.
+
+    In Python, which takes three times as long (0.6 s for 15,000 references of three sentences): the
+    one in C makes room for as many values as a PUT's number says, gigabytes for twenty bytes.
+    """
 
     def find_class(self, module: str, name: str) -> NoReturn:
         raise DataError(
