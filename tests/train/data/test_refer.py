@@ -1,5 +1,6 @@
 """RefCOCO's files: what the writer writes the reader reads, and a pickle with code is refused."""
 
+import contextlib
 import json
 import math
 import os
@@ -109,14 +110,15 @@ def test_python_2_pickles_are_read(tmp_path: Path) -> None:
     assert load_references(path) == [{"split": "val", "ref_id": 7}]
 
 
-@pytest.mark.parametrize("put", [b"r\x00\x00\x40\x00", b"p4194304\n"])
-def test_a_number_in_a_pickle_takes_no_memory(tmp_path: Path, put: bytes) -> None:
-    """Python's faster unpickler makes room for as many values as a file's PUT has for a number."""
+@pytest.mark.parametrize("code", [b"r\0\0\x40\0", b"p4194304\n", b"\x96\0\0\x40\0\0\0\0\0"])
+def test_a_number_in_a_pickle_takes_no_memory(tmp_path: Path, code: bytes) -> None:
+    """Python's unpicklers make room for what a file announces, each where the other does not."""
     path = tmp_path / "refs(unc).p"
-    path.write_bytes(b"]" + put + b".")
+    path.write_bytes(b"]" + code + b".")
     tracemalloc.start()
     try:
-        assert load_references(path) == []
+        with contextlib.suppress(DataError):
+            assert load_references(path) == []
         _, most = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
