@@ -8,6 +8,7 @@ place in it, what is there and what was expected, and is of the type that the ca
 import dataclasses
 import difflib
 import enum
+import functools
 import json
 import re
 import types
@@ -31,6 +32,7 @@ Positive: TypeAlias = Annotated[int, Meta(ge=1)]
 
 _MOST_SHOWN: Final = 60
 _UNIONS: Final = (typing.Union, types.UnionType)
+_LEAVES: Final = frozenset({str, int, float, bool, type(None)})
 _STEP: Final = re.compile(r"\[[^]]*\]|[^.\[\]]+")
 _NAMES: Final = {
     "object": "an object",
@@ -122,6 +124,8 @@ def to_json(value: object) -> str:
 
 def plain(value: object) -> Any:
     """Give dataclasses, enumerations and tuples as dicts, text, numbers and lists."""
+    if type(value) in _LEAVES:
+        return value
     # msgspec's own way leaves tuples, and leaves out what `convert` left at a class's default.
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {each.name: plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
@@ -186,7 +190,7 @@ def _locate(at: _At, steps: list[str]) -> _At:
             inner, entry = typing.get_args(kind)[0], at.value[int(step[1:-1])]
             at = _At(inner, entry, at.place + step)
         else:
-            inner = typing.get_type_hints(kind, include_extras=True)[step]
+            inner = _hints(kind)[step]
             at = _At(inner, at.value[step], f"{at.place}.{step}" if at.place else step)
     return at
 
@@ -223,10 +227,12 @@ def _unknown(kind: Any, value: Any, place: str) -> Iterator[tuple[str, str, list
     """Fields that no dataclass has: their place, their name, and those that there are, in it
     and (dotted) inside these.
     """
+    if value is None or isinstance(value, (str, int, float)):
+        return
     kind = _bare(kind)
     arguments = typing.get_args(kind)
-    if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
-        hints = typing.get_type_hints(kind, include_extras=True)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+        hints = _hints(kind)
         for name, entry in value.items():
             inner = f"{place}.{name}" if place else str(name)
             if name not in hints:
@@ -243,10 +249,16 @@ def _unknown(kind: Any, value: Any, place: str) -> Iterator[tuple[str, str, list
 
 def _fields(kind: Any) -> Iterator[str]:
     """Names of a dataclass's fields; after each that is a dataclass, its own, dotted."""
-    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+    for name, hint in _hints(kind).items():
         yield name
         if dataclasses.is_dataclass(_bare(hint)):
             yield from (f"{name}.{inner}" for inner in _fields(_bare(hint)))
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    """Types of a dataclass's fields; to evaluate them costs more than to read a document."""
+    return typing.get_type_hints(kind, include_extras=True)
 
 
 def _bare(kind: Any) -> Any:

@@ -48,6 +48,8 @@ __all__ = [
     "upsample_masks",
 ]
 
+_MOST_SIDE = 4096  # of logits, and of the square where it is in memory; a manifest has no larger
+
 Logits: TypeAlias = NDArray[np.float32] | NDArray[np.float16]
 
 
@@ -203,22 +205,25 @@ def _check_arguments(
     out: Sequence[Mask] | None,
 ) -> None:
     # The extension makes these checks itself; this is the same for where it is absent.
-    if logits.dtype not in (np.float32, np.float16) or logits.ndim != 3:
-        raise InputError(
-            f"logits are {logits.dtype} {logits.shape}: give float32 or float16 (n, h, w)"
-        )
+    if logits.dtype not in (np.float32, np.float16):
+        raise InputError(f"logits are {logits.dtype}: give float32 or float16 (n, h, w)")
     if not (len(logits) == len(frames) == len(thresholds)):
         raise InputError(
             f"{len(logits)} maps of logits, {len(frames)} sizes and {len(thresholds)} thresholds: "
             "give as many of each"
         )
-    if len(logits) and 0 in logits.shape:
-        raise InputError(f"logits have shape {logits.shape}: no side may be 0")
+    if len(logits) and not all(1 <= side <= _MOST_SIDE for side in logits.shape[1:]):
+        raise InputError(f"logits have shape {logits.shape}: each side must be 1 to {_MOST_SIDE}")
+    if any(frame.size > _MOST_SIDE for frame in frames):
+        raise InputError(f"input_size is {frames[0].size}: it must be 1 to {_MOST_SIDE}")
     for threshold in thresholds:
         if not 0 <= threshold <= 1:
             raise InputError(f"thresholds holds {threshold}: a threshold is a probability, 0 to 1")
-    for frame, array in zip(frames, out or (), strict=out is not None):
-        if array.dtype != np.bool_ or array.shape != (frame.height, frame.width):
-            raise InputError(
-                f"out is {array.dtype} {array.shape}: give bool ({frame.height}, {frame.width})"
-            )
+    if out is not None and len(out) != len(frames):
+        raise InputError(f"out has {len(out)} arrays for {len(frames)} images: give one for each")
+    for frame, array in zip(frames, out or (), strict=False):
+        shape = (frame.height, frame.width)
+        if getattr(array, "dtype", None) != np.bool_ or array.shape != shape:
+            raise InputError(f"out has another kind of array: give bool {shape} for that image")
+        if not (array.flags.c_contiguous and array.flags.writeable):
+            raise InputError("out must be C-contiguous and writeable")

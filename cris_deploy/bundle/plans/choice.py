@@ -64,11 +64,12 @@ def choose_plan(
 
 
 def why_not(record: PlanRecord, bundle: Bundle, host: Host) -> str | None:
-    """Say why a plan does not fit, as the end of a sentence about it; None if it fits."""
+    """Say why a plan of the host's runtime does not fit, as the end of a sentence about it.
+
+    None if it fits.
+    """
     if (record.graph_sha256, record.weights_sha256) != graph_hashes(bundle, record.graph):
         return "was built from another export of this bundle"
-    if record.runtime is not host.runtime:
-        return f"wants {record.runtime}, here is {host.runtime}"
     if not _version_fits(record, host):
         later = f" or a later {_majors(record)}" if record.version_compatible else ""
         return f"wants {record.runtime} {record.version}{later}, here is {host.version}"

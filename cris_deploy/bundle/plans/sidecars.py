@@ -9,7 +9,7 @@ from typing import Final
 from cris_deploy.bundle.manifest import GraphName
 from cris_deploy.bundle.plans.record import REBUILD, SIDECAR, SUFFIX, PlanRecord, RuntimeName
 from cris_deploy.bundle.reading import ENGINES, WEIGHTS, Bundle
-from cris_deploy.errors import BackendError, BundleError
+from cris_deploy.errors import BackendError
 from cris_deploy.files import write_atomically
 
 # A sidecar takes 2 KB; read no more of what may be anything.
@@ -24,8 +24,6 @@ def folder(bundle: Bundle) -> Path:
 def graph_hashes(bundle: Bundle, graph: GraphName) -> tuple[str, str]:
     """Give the SHA-256 of a graph and of the weights beside it, from the manifest."""
     files = bundle.manifest.files
-    if WEIGHTS not in files:
-        raise BundleError(f"bundle {bundle.path}: files does not list {WEIGHTS}: export it again")
     return files[bundle.manifest.graphs[graph].file].sha256, files[WEIGHTS].sha256
 
 

@@ -3,8 +3,8 @@
     python -m tests.hard.fuzz --target manifests --cases 1000000 --record FILE
     python -m tests.hard.fuzz --minutes 10
 
-A run goes on from what its record says was done. While the file named by --pause exists, no new
-chunk begins.
+A run goes on from what its record says was done. While the file named by --pause exists, it is
+stopped.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--engine", choices=("guided", "plain"), default=engine_here())
     parser.add_argument("--record", type=Path, help="JSON that is read and written")
-    parser.add_argument("--pause", type=Path, help="a file; while it is there, nothing begins")
+    parser.add_argument("--pause", type=Path, help="a file; while it is there, nothing runs")
     parser.add_argument("--reach", action="store_true", help="measure the readers' branches, too")
     asked = parser.parse_args(argv)
     if (asked.cases is None) == (asked.minutes is None):
@@ -48,13 +48,17 @@ def main(argv: list[str] | None = None) -> int:
         tally = _earlier(asked.record, name)
         until = None if share is None else time.monotonic() + share
         cases = asked.cases if asked.cases is not None else 2**62
-        _wait(asked.pause)
         for _ in chunks(
-            tally, FOLDER / name, cases=cases, seed=asked.seed, engine=asked.engine, until=until
+            tally,
+            FOLDER / name,
+            cases=cases,
+            seed=asked.seed,
+            engine=asked.engine,
+            until=until,
+            pause=asked.pause,
         ):
             _say(tally)
             _record(asked.record, name, tally.plain())
-            _wait(asked.pause)
         if asked.reach:
             reached = reach(name)
             print(f"{name}: {reached['percent']} % of {reached['branches']} branches", flush=True)
@@ -107,11 +111,6 @@ def _say(tally: Tally) -> None:
         f"longest {tally.longest_ms} ms, {tally.seconds:.0f} s",
         flush=True,
     )
-
-
-def _wait(pause: Path | None) -> None:
-    while pause is not None and pause.exists():
-        time.sleep(5)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import math
 import struct
 from collections.abc import Sequence
+from copy import copy
 from typing import Any, Final, TypeVar
 
 _T = TypeVar("_T")
@@ -101,12 +102,13 @@ class Draw:
 
 def edited(document: Any, draw: Draw) -> Any:
     """A copy of a document of dicts and lists with a few places changed."""
-    root = [_copied(document)]
+    root = [copy(document)]
     for _ in range(draw.whole(1, 3)):
         holder: Any = root
         key: Any = 0
         while isinstance(holder[key], (dict, list)) and holder[key] and draw.whole(0, 7):
-            holder = holder[key]
+            # Only what leads to a change is copied.
+            holder[key] = holder = copy(holder[key])
             key = draw.choose(list(holder) if isinstance(holder, dict) else range(len(holder)))
         _change(holder, key, draw)
     return root[0]
@@ -119,7 +121,7 @@ def _change(holder: Any, key: Any, draw: Draw) -> None:
     elif kind == 1 and isinstance(holder, dict):
         holder[draw.text()] = draw.value()
     elif kind == 1:
-        holder.append(_copied(holder[key]))
+        holder.append(holder[key])
     elif kind == 2 and isinstance(holder[key], int):
         holder[key] += draw.choose((-1, 1, 2**16, -(2**40)))
     elif kind == 2 and isinstance(holder[key], str):
@@ -133,12 +135,6 @@ def _change(holder: Any, key: Any, draw: Draw) -> None:
         holder[key] = nested
     else:
         holder[key] = draw.value()
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _copied(entry) for key, entry in value.items()}
-    return [_copied(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
 def damaged(data: bytes, draw: Draw) -> bytes:

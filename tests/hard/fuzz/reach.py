@@ -3,6 +3,7 @@
 python -m tests.hard.fuzz.reach TARGET FOLDER CASES OUT
 """
 
+import contextlib
 import json
 import os
 import random
@@ -19,8 +20,6 @@ def main() -> None:
     import coverage
 
     folder = Path(place)
-    scratch = folder / "scratch"
-    scratch.mkdir(parents=True, exist_ok=True)
     os.environ["OPENCV_LOG_LEVEL"] = "OFF"
     quiet = os.open(folder / "said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(quiet, 2)
@@ -32,21 +31,19 @@ def main() -> None:
         config_file=False,
     )
     measured.start()
+    from tests.hard.fuzz.run import scratch_folder
     from tests.hard.fuzz.target import find
     from tests.hard.fuzz.worker import _mutated
 
     target = find(name)
-    run = target.make(scratch)
     corpus = target.corpus
-    grown = folder / "corpus"
-    known = [p.read_bytes() for p in sorted(grown.iterdir())] if grown.is_dir() else []
     chance = random.Random(f"{name} reach")
     made = (_mutated(corpus or [b""], chance) for _ in range(int(cases)))
-    for data in (*corpus, *known, *made):
-        try:
-            run(data[: target.longest])
-        except Exception:  # what it is was judged before
-            continue
+    with scratch_folder() as scratch:
+        run = target.make(scratch)
+        for data in (*corpus, *made):
+            with contextlib.suppress(Exception):  # what it is was judged before
+                run(data[: target.longest])
     measured.stop()
     measured.save()
     report = folder / "coverage.json"
@@ -59,7 +56,11 @@ def branches(report: dict[str, Any], target: Any) -> dict[str, Any]:
     total = gone = 0
     missing: list[str] = []
     for module in target.reader:
-        file = report["files"][f"{module.replace('.', '/')}.py"]
+        (file,) = (
+            found
+            for path, found in report["files"].items()
+            if path.endswith(f"{module.replace('.', '/')}.py")
+        )
         for function, found in file["functions"].items():
             if f"{module}:{function}" in target.others:
                 continue

@@ -1,8 +1,12 @@
 """Runs a target in processes that may die, and adds up what they found."""
 
+import contextlib
+import os
 import platform
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -12,7 +16,7 @@ from typing import Any, Final
 
 from tests.hard.fuzz.worker import COUNTS, HEAD, ROOM
 
-CHUNK: Final = 50_000
+CHUNK: Final = 100_000
 """Cases of one process: what leaks in it ends with it, and a run goes on from there."""
 STUCK_SECONDS: Final = 120.0
 """Of the clock, without a case that ends: far more than another process can take away."""
@@ -21,7 +25,10 @@ MOST_DEATHS: Final = 20
 
 @dataclass
 class Tally:
-    """What a target's runs came to; `problems` has a name of a file for each finding."""
+    """What a target's runs came to.
+
+    `problems` has a name of a file for each finding, `sources` the cases of each commit.
+    """
 
     target: str
     engine: str = ""
@@ -36,6 +43,7 @@ class Tally:
     chunks: int = 0
     seconds: float = 0.0
     problems: list[str] = field(default_factory=list)
+    sources: dict[str, int] = field(default_factory=dict)
 
     @property
     def clean(self) -> bool:
@@ -57,7 +65,14 @@ def engine_here() -> str:
 
 
 def chunks(
-    tally: Tally, folder: Path, *, cases: int, seed: int, engine: str, until: float | None = None
+    tally: Tally,
+    folder: Path,
+    *,
+    cases: int,
+    seed: int,
+    engine: str,
+    until: float | None = None,
+    pause: Path | None = None,
 ) -> Iterator[Tally]:
     """Run up to `cases` cases in all, going on from where the tally is; gives it after each chunk.
 
@@ -68,6 +83,7 @@ def chunks(
         seed: Of the first chunk; each has the next.
         engine: `guided` or `plain`.
         until: `time.monotonic()` after which no chunk begins, and none goes on.
+        pause: While there is such a file, processes are stopped.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tally.engine = engine
@@ -75,24 +91,37 @@ def chunks(
     while tally.cases < cases and deaths < MOST_DEATHS:
         if until is not None and time.monotonic() >= until:
             return
-        died = _chunk(tally, folder, min(CHUNK, cases - tally.cases), seed + tally.chunks, until)
-        deaths += died
+        ran, before = source(), tally.cases
+        with scratch_folder() as scratch:
+            count, number = min(CHUNK, cases - before), seed + tally.chunks
+            deaths += _chunk(tally, folder, scratch, count, number, until, pause)
         tally.chunks += 1
+        tally.sources[ran] = tally.sources.get(ran, 0) + tally.cases - before
         findings = folder / "findings"
         tally.problems = sorted(p.name for p in findings.iterdir() if p.suffix != ".txt")
         yield tally
 
 
-def _chunk(tally: Tally, folder: Path, cases: int, seed: int, until: float | None) -> bool:
+def _chunk(
+    tally: Tally,
+    folder: Path,
+    scratch: Path,
+    cases: int,
+    seed: int,
+    until: float | None,
+    pause: Path | None,
+) -> bool:
     """Run one process to its end; True if it died or had to be ended."""
     state = folder / "state"
     state.write_bytes(bytes(ROOM))
     began = time.monotonic()
     command = [sys.executable, "-m", "tests.hard.fuzz.worker", tally.target, tally.engine]
-    worker = subprocess.Popen([*command, str(cases), str(seed), str(folder)])
+    worker = subprocess.Popen([*command, str(cases), str(seed), str(folder), str(scratch)])
     stuck = False
     last, since = -1, time.monotonic()
     while worker.poll() is None:
+        if held := _hold(worker, pause):
+            began, since = began + held, since + held
         try:
             worker.wait(0.2)
         except subprocess.TimeoutExpired:
@@ -124,6 +153,38 @@ def _chunk(tally: Tally, folder: Path, cases: int, seed: int, until: float | Non
     said = heard.read_text(errors="replace")[-3000:] if heard.exists() else ""
     path.with_suffix(".txt").write_text(f"exit status {worker.returncode}\n{said}")
     return True
+
+
+def _hold(worker: subprocess.Popen[bytes], pause: Path | None) -> float:
+    """Stop a process while the file is there; seconds that it was."""
+    if pause is None or not pause.exists():
+        return 0.0
+    began = time.monotonic()
+    worker.send_signal(signal.SIGSTOP)
+    while pause.exists():
+        time.sleep(1)
+    worker.send_signal(signal.SIGCONT)
+    return time.monotonic() - began
+
+
+def source() -> str:
+    """The commit that runs, with `+` where readers or targets differ from it; empty without git."""
+    root = Path(__file__).parents[3]
+
+    def told(*command: str) -> str:
+        ended = subprocess.run(["git", *command], capture_output=True, text=True, cwd=root)
+        return ended.stdout.strip()
+
+    changed = told("status", "--porcelain", "cris_deploy", "train", "kernels", "tests/hard/fuzz")
+    return told("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder for a target's files, in memory where the system has a place for that."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as name:
+        yield Path(name)
 
 
 def _read(state: Path) -> tuple[tuple[int, ...], bytes]:

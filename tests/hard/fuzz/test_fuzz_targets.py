@@ -3,6 +3,8 @@
 The cases are the same each time. `make fuzz` has more, guided by the branches that they reach.
 """
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -32,7 +34,7 @@ def test_a_finding_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     from tests.hard.fuzz import worker
 
     (tmp_path / "state").write_bytes(bytes(worker.ROOM))
-    judge = worker.Judge(tmp_path, "manifests")
+    judge = worker.Judge(tmp_path, "manifests", tmp_path)
 
     def broken(data: bytes) -> None:
         raise OverflowError("as Python has it")
@@ -54,8 +56,32 @@ def test_a_process_that_dies_is_a_crash(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.delenv("CRIS_FUZZ_DIES_AT")
     next(run)
     assert (tally.crashes, tally.cases) == (1, 9)
+    assert sum(tally.sources.values()) == 9
     (crash,) = (path for path in (tmp_path / "findings").iterdir() if path.suffix != ".txt")
     assert crash.read_bytes() == find("plans").corpus[7]
+
+
+def test_guided_cases_are_guided(tmp_path: Path) -> None:
+    """What reaches a branch first is kept: there is more than the committed corpus had."""
+    pytest.importorskip("atheris", reason="the extra hard is not installed")
+    tally = Tally("manifests")
+    for _ in chunks(tally, tmp_path, cases=1000, seed=0, engine="guided"):
+        pass
+    assert tally.cases == 1000
+    assert list((tmp_path / "corpus").iterdir())
+
+
+def test_a_file_stops_a_run(tmp_path: Path) -> None:
+    pause = tmp_path / "pause"
+    pause.touch()
+    started, removed = time.monotonic(), threading.Timer(3, pause.unlink)
+    removed.start()
+    tally = Tally("manifests")
+    for _ in chunks(tally, tmp_path, cases=9, seed=0, engine="plain", pause=pause):
+        pass
+    assert (tally.cases, tally.clean) == (9, True)
+    assert time.monotonic() - started > 3
+    assert tally.seconds < time.monotonic() - started - 2
 
 
 def test_corpora_are_small() -> None:

@@ -1,9 +1,10 @@
 """A process that runs cases, and whose death is a finding: it leaves what it was doing in a file.
 
-python -m tests.hard.fuzz.worker TARGET ENGINE CASES SEED FOLDER
+python -m tests.hard.fuzz.worker TARGET ENGINE CASES SEED FOLDER SCRATCH
 """
 
 import contextlib
+import gc
 import hashlib
 import mmap
 import os
@@ -14,6 +15,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from types import FunctionType
 from typing import Final
 
 COUNTS: Final = ("cases", "returned", "refused", "foreign", "slow", "longest_ms")
@@ -30,14 +32,12 @@ LONGEST_MESSAGE: Final = 6000
 class Judge:
     """Runs cases and counts what became of them, in a file that outlives the process."""
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, scratch: Path) -> None:
         from tests.hard.fuzz.target import find
 
         self._findings = folder / "findings"
         self._findings.mkdir(parents=True, exist_ok=True)
         self._name = name
-        scratch = folder / "scratch"
-        scratch.mkdir(exist_ok=True)
         self.target = find(name)
         self._run = self.target.make(scratch)
         with (folder / "state").open("r+b") as file:
@@ -108,25 +108,36 @@ def _mutated(corpus: list[bytes], chance: random.Random) -> bytes:
     return damaged(data, Draw(chance.randbytes(64)))
 
 
-def guided(folder: Path, name: str, cases: int, seed: int) -> None:
+def guided(folder: Path, name: str, scratch: Path, cases: int, seed: int) -> None:
     """Cases that atheris (libFuzzer) makes, guided by the branches they reach. Ends the process."""
     import atheris
 
-    with atheris.instrument_imports(include=["cris_deploy", "cris_train"]):
-        judge = Judge(folder, name)
+    judge = Judge(folder, name, scratch)
+    # Not at the import: the loader of an editable installation hides its code from atheris.
+    for function in _functions(judge.target.reader):
+        atheris.instrument_func(function)
     from tests.hard.fuzz.target import CORPUS
 
     grown = folder / "corpus"
     grown.mkdir(exist_ok=True)
     arguments = [f"-runs={cases}", f"-seed={seed + 1}", f"-max_len={judge.target.longest}"]
     # Too slow and too large is ours to find and to count; libFuzzer ends at the first.
-    arguments += ["-timeout=600", "-rss_limit_mb=6000", "-print_final_stats=0", "-verbosity=0"]
+    arguments += ["-timeout=1000000", "-rss_limit_mb=6000", "-print_final_stats=0", "-verbosity=0"]
     atheris.Setup(["fuzz", *arguments, str(grown), str(CORPUS / name)], judge)
     atheris.Fuzz()
 
 
+def _functions(modules: tuple[str, ...]) -> list[FunctionType]:
+    """All functions of these modules, methods and decorated ones, too."""
+    return [
+        found
+        for found in gc.get_objects()
+        if isinstance(found, FunctionType) and found.__globals__.get("__name__") in modules
+    ]
+
+
 def main() -> None:
-    name, engine, cases, seed, place = sys.argv[1:]
+    name, engine, cases, seed, place, memory = sys.argv[1:]
     os.environ["OPENCV_LOG_LEVEL"] = "OFF"
     os.environ["OMP_NUM_THREADS"] = "1"
     folder = Path(place)
@@ -139,9 +150,9 @@ def main() -> None:
         if engine == "guided":
             os.dup2(quiet, 2)
     if engine == "guided":
-        guided(folder, name, int(cases), int(seed))
+        guided(folder, name, Path(memory), int(cases), int(seed))
     else:
-        judge = Judge(folder, name)
+        judge = Judge(folder, name, Path(memory))
         os.dup2(quiet, 2)
         plain(judge, int(cases), int(seed))
 

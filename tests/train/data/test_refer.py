@@ -1,9 +1,11 @@
 """RefCOCO's files: what the writer writes the reader reads, and a pickle with code is refused."""
 
+import contextlib
 import json
 import math
 import os
 import pickle
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,6 +108,21 @@ def test_python_2_pickles_are_read(tmp_path: Path) -> None:
     # Python 2 wrote byte strings (S, U), unicode and longs: none of them needs a class.
     path.write_bytes(b"(lp0\n(dp1\nS'split'\np2\nS'val'\np3\nsS'ref_id'\np4\nL7L\nsa.")
     assert load_references(path) == [{"split": "val", "ref_id": 7}]
+
+
+@pytest.mark.parametrize("code", [b"r\0\0\x40\0", b"p4194304\n", b"\x96\0\0\x40\0\0\0\0\0"])
+def test_a_number_in_a_pickle_takes_no_memory(tmp_path: Path, code: bytes) -> None:
+    """Python's unpicklers make room for what a file announces, each where the other does not."""
+    path = tmp_path / "refs(unc).p"
+    path.write_bytes(b"]" + code + b".")
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(DataError):
+            assert load_references(path) == []
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 2**20
 
 
 @pytest.mark.parametrize("content", [b"", b"not a pickle", pickle.dumps({"a": 1})[:-3]])

@@ -131,6 +131,6 @@ def _archive(members: dict[str, bytes], draw: Draw) -> bytes:
             info = zipfile.ZipInfo(name)
             if kind == 7:  # torch wants members as they are
                 info.compress_type = zipfile.ZIP_DEFLATED
-                content = bytes(2**20) if draw.flag() else content
+                content = bytes(2**16) if draw.flag() else content
             archive.writestr(info, content)
     return stream.getvalue()

@@ -3,20 +3,19 @@
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
+from unittest import mock
 
 import numpy as np
 
 from cris_deploy.errors import CrisError, InputError
 from cris_deploy.pixels import kernels as compiled
-from cris_deploy.pixels import without_kernels
+from cris_deploy.pixels import mask, without_kernels
 from cris_deploy.pixels.image import Letterbox
 from cris_deploy.pixels.mask import Output, Upsampling, upsample_masks
 from tests.hard.fuzz.draw import Draw
 
 READER: Final = ("cris_deploy.pixels.mask",)
 OTHERS: Final = {
-    "cris_deploy.pixels.mask:_without_kernels": "where the extension is not built",
-    "cris_deploy.pixels.mask:_check_arguments": "where the extension is not built",
     "cris_deploy.pixels.mask:mask_from_logits": "it asks for one mask",
 }
 LONGEST: Final = 1024
@@ -28,7 +27,8 @@ STRANGE: Final = (0, -1, 2**20, 2**20 + 1, 2**31, 2**40, 2**63 - 1)
 
 
 def make(folder: Path) -> Callable[[bytes], None]:
-    extension: Any = compiled.load_kernels()
+    load = compiled.load_kernels
+    extension: Any = load()
     assert extension is not None, "the extension is not built"
     best = extension.simd()
     sets = [best]
@@ -50,12 +50,14 @@ def make(folder: Path) -> Callable[[bytes], None]:
         elif kind == 4:
             _letterbox(extension, draw)
         elif kind == 5:
-            mask = _array(draw, draw.choose(("?", "u1", "f4")))
-            assert _typed(extension.rle, mask) == without_kernels.rle(mask)
+            drawn = _array(draw, draw.choose(("?", "u1", "f4")))
+            assert _typed(extension.rle, drawn) == without_kernels.rle(drawn)
         elif kind == 6:
             extension.select_simd(draw.choose((best, "", "sse9", "avx2\0", "x" * 300)))
         else:
-            _python(draw)
+            # As where the extension is not built, too.
+            with mock.patch.object(mask, "load_kernels", draw.choose((lambda: None, load))):
+                _python(draw)
 
     return case
 
@@ -74,7 +76,7 @@ def _right(draw: Draw) -> None:
     sizes = [(draw.choose(SIDES), draw.choose(SIDES)) for _ in range(count)]
     threshold = draw.whole(0, 100) / 100
     way = draw.choose(tuple(Upsampling))
-    threads = draw.choose((None, 1, 2, 3))
+    threads = draw.choose((*[1] * 9, None, 2, 3))  # to wake one takes longer than the mask
     found = upsample_masks(
         logits, sizes, size, threshold, outputs=OUTPUTS, upsampling=way, threads=threads
     )
@@ -171,12 +173,28 @@ def _letterbox(extension: Any, draw: Draw) -> None:
 
 
 def _python(draw: Draw) -> None:
-    """The typed function before it, with arguments of any kind."""
-    sizes = [(draw.choose((8, *STRANGE[:2])), draw.choose((8, 0))) for _ in range(draw.whole(0, 2))]
-    upsample_masks(
-        _array(draw, draw.choose(("f4", "f2", "f8"))),
-        sizes,
-        draw.choose((32, *STRANGE)),
-        draw.choose((0.5, [0.5], [], [0.1, 0.2], draw.real())),
-        threads=draw.choose((None, 1, 0, 2**40, 1.5, True, "2")),  # type: ignore[arg-type]
-    )
+    """The typed function before it, with up to three arguments of any kind."""
+    out = np.zeros((8, 8), np.bool_)
+    given: dict[str, Any] = {
+        "logits": np.full((1, 8, 8), draw.whole(-9, 9), np.float32),
+        "sizes": [(8, 8)],
+        "input_size": 32,
+        "thresholds": 0.5,
+        "outputs": draw.choose((OUTPUTS, Output.PACKED)),
+        "out": draw.choose((None, [out])),
+        "threads": 1,
+    }
+    others: dict[str, Callable[[], Any]] = {
+        "logits": lambda: _array(draw, draw.choose(("f4", "f2", "f8"))),
+        "sizes": lambda: [
+            (draw.choose((8, *STRANGE[:2])), draw.choose((8, 0))) for _ in range(draw.whole(0, 2))
+        ],
+        "input_size": lambda: draw.choose(STRANGE),
+        "thresholds": lambda: draw.choose(([0.5], [], [0.1, 0.2], draw.real())),
+        "out": lambda: draw.choose(([], [out.T], [out[:, :4]], [_array(draw, "?")])),
+        "threads": lambda: draw.choose((None, 0, 2**40, 1.5, True, "2")),
+    }
+    for _ in range(draw.whole(0, 3)):
+        name = draw.choose(tuple(others))
+        given[name] = others[name]()
+    upsample_masks(**given)

@@ -1,6 +1,7 @@
 """Pictures: files of every kind, PIL images and arrays become pixels and the network's square."""
 
 import io
+import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from cris_deploy.pixels.image import MEAN, decode, letterbox, normalise
+from cris_deploy.pixels.image import MEAN, decode, letterbox, most_bytes, normalise
 from tests.hard.fuzz.draw import Draw, damaged
 from tests.hard.fuzz.target import CORPUS
 
@@ -25,6 +26,9 @@ TYPES: Final = ("u1", "u2", "?", "f4", "i8", ">u2", "c8", "O", "S2")
 
 def make(folder: Path) -> Callable[[bytes], None]:
     cv2.setNumThreads(1)
+    long = folder / "long"
+    long.touch()
+    os.truncate(long, most_bytes(MOST) + 1)
     files = [path.read_bytes()[1:] for path in sorted((CORPUS / "pictures").glob("file-*"))]
 
     def case(data: bytes) -> None:
@@ -39,7 +43,7 @@ def make(folder: Path) -> Callable[[bytes], None]:
             path.write_bytes(draw.rest())
             _check(decode(path, MOST))
         elif kind == 3:
-            _check(decode(draw.choose((folder, folder / "none", "a\0b", "x" * 5000)), MOST))
+            _check(decode(draw.choose((folder, folder / "none", "a\0b", "x" * 5000, long)), MOST))
         elif kind == 4:
             _check(decode(_pil(draw, folder), MOST))
         elif kind == 5:

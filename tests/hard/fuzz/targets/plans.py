@@ -48,7 +48,6 @@ def make(folder: Path) -> Callable[[bytes], None]:
     hashes = plans.graph_hashes(bundle, GraphName.FULL)
     document["graph_sha256"], document["weights_sha256"] = hashes
     name = document["file"]
-    (place / name).write_bytes(PLAN)
     text = json.dumps(document).encode()
 
     def case(data: bytes) -> None:
@@ -64,9 +63,11 @@ def make(folder: Path) -> Callable[[bytes], None]:
         else:
             written = json_text(edited(document, draw))
         _write(place / (name + plans.SIDECAR), written, draw)
+        (place / name).write_bytes(PLAN)
         for record in plans.read_plans(bundle):
             assert record.file == name
-            plans.read_plan(bundle, record)
+            _change(place / name, draw)
+            assert plans.read_plan(bundle, record) == PLAN
             record.profile_for({"image": (draw.whole(0, 20), 3, 64, 64)})
         plans.choose_plan(bundle, GraphName.FULL, host, trust_plans=trusted)
 
@@ -78,10 +79,22 @@ def _other(draw: Draw) -> dict[str, Any]:
         "runtime": draw.choose(tuple(RuntimeName)),
         "version": draw.choose(("1.7.1.116", "1.6", "10.13.2.6", "10.1", "11.0.0", "", "x")),
         "targets": draw.choose((["sm86"], ["sm90"], ["sm75", "sm100"])),
+        draw.choose(("graph_sha256", "weights_sha256", "gpu", "gpu")): draw.choose(
+            ("0" * 64, None)
+        ),
         "gpu": draw.choose((None, "NVIDIA H100 80GB HBM3", "another")),
         "version_compatible": draw.flag(),
         "hardware_compatible": draw.flag(),
     }
+
+
+def _change(plan: Path, draw: Draw) -> None:
+    """Now and then the plan is gone or another since its sidecar was read."""
+    kind = draw.whole(0, 15)
+    if kind == 1:
+        plan.unlink()
+    elif kind == 2:
+        plan.write_bytes(draw.choose((PLAN[::-1], b"", PLAN + b"x")))
 
 
 def _write(path: Path, content: bytes, draw: Draw) -> None:

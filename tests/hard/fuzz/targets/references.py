@@ -12,7 +12,7 @@ import numpy as np
 from cris_train.data.refer import INSTANCES_FILE, find_faults, read_splits, refs_name
 from tests.hard.fuzz.draw import Draw, damaged, edited, json_text
 
-READER: Final = ("cris_train.data.refer",)
+READER: Final = ("cris_train.data.refer", "cris_train.data.segmentation")
 OTHERS: Final = {
     "cris_train.data.refer:read_mask": "the target folders reads those",
     "cris_train.data.refer:pick": "it reads nothing",
@@ -69,7 +69,7 @@ def make(folder: Path) -> Callable[[bytes], None]:
 
     def case(data: bytes) -> None:
         draw = Draw(data)
-        kind = draw.whole(0, 7)
+        kind = draw.whole(0, 8)
         references, described = valid
         if kind == 0:
             references = draw.rest()
@@ -80,6 +80,8 @@ def make(folder: Path) -> Callable[[bytes], None]:
             references = draw.choose(CODES) + draw.rest()
         elif kind == 3:
             described = damaged(described, draw)
+        elif kind == 8:
+            described = json_text(_segmented(draw))
         elif kind in (4, 5):
             described = json_text(edited(INSTANCES, draw))
         else:
@@ -95,6 +97,29 @@ def make(folder: Path) -> Callable[[bytes], None]:
         assert not find_faults(REFERENCES, INSTANCES)
 
     return case
+
+
+def _segmented(draw: Draw) -> dict[str, Any]:
+    """Pictures and masks of usual and of strange sizes, corners and runs."""
+    height, width = draw.choose((*[(8, 10)] * 12, (1, 2**16), (0, 10), (2**31, 2**31)))
+    side = max(height, width)
+    kind = draw.whole(0, 3)
+    segmentation: Any = {"size": draw.choose(([height, width], [10, 8], [8.0, 10], [8]))}
+    if kind == 0:
+        corners = (0, 1, side, -side, 2 * side, 2 * side + 1, 0.5, True, "1")
+        count = draw.choose((6, 8, 60, 7, 4))
+        segmentation = [[draw.choose(corners) for _ in range(count)]]
+    elif kind == 1:
+        segmentation["counts"] = [draw.whole(-1, 90) for _ in range(draw.whole(0, 4))]
+    elif kind == 2:
+        segmentation["counts"] = draw.take(draw.whole(0, 12)).decode("latin-1")
+    else:
+        runs = ("0`2", "`2", ":d0d1", ":d0d", "oooooooo", "\x00", "\u0660", "5:5", 3, [80], [0, 80])
+        segmentation["counts"] = draw.choose(runs)
+    described = copy.deepcopy(INSTANCES)
+    described["images"][0].update(height=height, width=width)
+    described["annotations"][draw.whole(0, 2)]["segmentation"] = segmentation
+    return described
 
 
 def _linked(references: Any, draw: Draw) -> Any:

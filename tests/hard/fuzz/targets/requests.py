@@ -3,18 +3,19 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import cv2
 import numpy as np
+from starlette.requests import ClientDisconnect
 
+from cris_deploy.errors import InputError
+from cris_deploy.serving.guard import OPEN, Guard
+from cris_deploy.serving.metrics import Metrics
 from tests.hard.fuzz.draw import Draw, damaged, edited, json_text
-from tests.hard.fuzz.served import Served
+from tests.hard.fuzz.served import Served, exchange
 
 READER: Final = ("cris_deploy.serving.requests", "cris_deploy.serving.guard")
-OTHERS: Final = {
-    "cris_deploy.serving.guard:Guard.__init__": "it reads nothing",
-}
 LONGEST: Final = 2048
 EDGE: Final = b"edge"
 TYPES: Final = (
@@ -30,6 +31,19 @@ QUERIES: Final = (
 )
 
 
+MOST: Final = 9
+TOKEN: Final = "a token"
+RIGHT: Final = (b"Bearer a token", b"bearer  a token ")
+HEADERS: Final = (
+    (
+        b"authorization",
+        (*RIGHT, b"Bearer", b"Bearer a token2", b"Basic a token", b"", b"Bearer \xff"),
+    ),
+    (b"content-length", (b"9", b"10", b"", b"-1", b"9" * 5000, b"\xb2", b"0")),
+    (b"x-request-id", (b"a-1", b"a" * 65, b"", b"\xff", b"a\n")),
+)
+
+
 def make(folder: Path) -> Callable[[bytes], None]:
     served = Served(folder)
     pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
@@ -38,9 +52,11 @@ def make(folder: Path) -> Callable[[bytes], None]:
     again = {"image_id": identity, "expressions": ["a", "b"], "format": "json", "threshold": 0.5}
     whole = _multipart(_parts(Draw(b""), image, identity))
 
+    metrics = Metrics()
+
     def case(data: bytes) -> None:
         draw = Draw(data)
-        kind = draw.whole(0, 7)
+        kind = draw.whole(0, 8)
         content, query = TYPES[0], draw.choose(QUERIES)
         if kind == 0:
             content, body = draw.choose(TYPES), draw.rest()
@@ -56,6 +72,9 @@ def make(folder: Path) -> Callable[[bytes], None]:
             content, body = TYPES[2], damaged(image, draw) if draw.flag() else image
         else:
             content, body = draw.choose(TYPES), whole
+        if kind == 8:
+            _guarded(served, metrics, draw)
+            return
         headers = [(b"content-type", content), *_headers(draw, body)]
         cut = draw.whole(0, len(body))
         chunks = [body[:cut], b"", body[cut:]] if draw.flag() else [body]
@@ -66,6 +85,57 @@ def make(folder: Path) -> Callable[[bytes], None]:
             json.loads(answer.body)
 
     return case
+
+
+def _guarded(served: Served, metrics: Metrics, draw: Draw) -> None:
+    """The guard alone: around an application that may fail, before a client that may leave."""
+    token, path = draw.choose((None, TOKEN)), draw.choose(("/x", "/live"))
+    kind = draw.choose((*["http"] * 7, "websocket"))
+    end = draw.choose(("well", "well", "early", "late")) if kind == "http" else "well"
+    headers = [(name, draw.choose(values)) for name, values in HEADERS if draw.flag()]
+    chunks = [bytes(draw.choose((0, 1, MOST, MOST + 1))) for _ in range(draw.whole(1, 3))]
+    client = draw.choose((*["waits"] * 12, *["leaves"] * 3, "stalls"))
+    received: list[int] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        more = scope["type"] == "http"
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            received.append(len(message["body"]))
+            more = message["more_body"]
+        if end == "early":
+            raise OverflowError("as a mistake would")
+        await send({"type": "http.response.start", "status": 200})
+        if end == "late":
+            raise OverflowError("as a mistake would")
+        await send({"type": "http.response.body", "body": b""})
+
+    guard = Guard(
+        app,
+        token=token,
+        max_body=MOST,
+        read_timeout=1e-3 if client == "stalls" else 60.0,
+        metrics=metrics,
+        tells_id=draw.flag(),
+    )
+    asked = exchange(guard, "POST", path, kind=kind, headers=headers, chunks=chunks, end=client)
+    sent = served.run(asked)
+    assert sum(received) <= MOST
+    if not sent:
+        assert client == "leaves"
+        raise InputError("nobody is there")
+    status = sent[0]["status"]
+    if kind != "http":
+        return
+    assert (b"x-content-type-options", b"nosniff") in sent[0]["headers"]
+    if token is not None and path not in OPEN and status not in (401, 403):
+        assert dict(headers)[b"authorization"] in RIGHT
+    assert status in (200, 401, 403, 408, 413) or (status == 500 and end == "early")
+    if status != 200:
+        assert set(json.loads(sent[1]["body"])) == {"error", "request_id"}
+        raise InputError("refused")
 
 
 def _multipart_answer(served: Served, image: bytes) -> bytes:

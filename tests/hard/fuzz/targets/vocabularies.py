@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from cris_deploy.words.cleaning import END, START
 from cris_deploy.words.tokenizer import Tokenizer
@@ -12,18 +12,20 @@ from tests.hard.fuzz.draw import Draw, damaged, edited, json_text
 READER: Final = ("cris_deploy.words.tokenizer",)
 OTHERS: Final = {
     "cris_deploy.words.tokenizer:Tokenizer.from_vocabulary": "training's own",
-    "cris_deploy.words.tokenizer:Tokenizer._encode_one": "the target words goes through it",
-    "cris_deploy.words.tokenizer:Tokenizer._encode_new_word": "the target words goes through it",
-    "cris_deploy.words.tokenizer:Tokenizer.encode": "the target words goes through it",
     "cris_deploy.words.tokenizer:byte_pair_model": "training's own",
     "cris_deploy.words.tokenizer:_byte_alphabet": "it reads nothing",
 }
+MODELS: Final[tuple[dict[str, Any], ...]] = (
+    *({"type": "WordLevel"}, {"type": "WordPiece", "max_input_chars_per_word": 9}),
+    *({"dropout": 0.5}, {"unk_token": None}, {"unk_token": "none"}, {"byte_fallback": True}),
+)
 LETTERS: Final = "abcdeght"
+WORDS: Final[tuple[Any, ...]] = ([], ["!" * 99], [" "], [3], "the cat", [START + END])
 
 
 def make(folder: Path) -> Callable[[bytes], None]:
     tokens = [*LETTERS, *(letter + "</w>" for letter in LETTERS), "th", "the</w>", START, END]
-    document = {
+    document: dict[str, Any] = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
@@ -66,9 +68,13 @@ def make(folder: Path) -> Callable[[bytes], None]:
             path.write_bytes(draw.rest())
         elif kind == 1:
             path.write_bytes(damaged(text, draw))
+        elif kind == 2:  # another model than CLIP's, or one that is not sure of itself
+            model = {**document["model"], **draw.choose(MODELS)}
+            path.write_bytes(json_text({**document, "model": model}))
         else:
             path.write_bytes(json_text(edited(document, draw)))
-        found = Tokenizer.from_file(path, word_len).encode(["the cat", draw.text() + "a"])
-        assert found.tokens.shape == (2, word_len)
+        said = draw.choose((["the cat", draw.text() + "a"],) * 6 + WORDS)
+        found = Tokenizer.from_file(path, word_len).encode(said)
+        assert found.tokens.shape == (len(said), word_len)
 
     return case
