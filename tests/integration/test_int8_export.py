@@ -1,7 +1,7 @@
 """int8 for a trained model: the whole way, on CPU backends, and what is refused."""
 
-import re
 import json
+import re
 import shutil
 from pathlib import Path
 

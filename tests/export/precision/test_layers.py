@@ -280,7 +280,7 @@ def test_a_blown_up_model_gets_its_island(tmp_path: Path) -> None:
     assert not logits_error(reference, plain) < 1
     layer = worst_layer(reference, plain)
     assert layer is not None
-    # The convolution that overflowed, in a narrow model a product, not one of the many that read it.
+    # The convolution (here as a product) that overflowed, not one of the many that read it.
     assert layer.graph == "mask_decoder"
     assert layer.op_type in ("Conv", "MatMul")
     assert np.isinf(layer.error)

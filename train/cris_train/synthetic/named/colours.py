@@ -45,8 +45,8 @@ def _table() -> npt.NDArray[np.uint32]:
         (np.arange(64) + 0.5) * STEP / 256.0,
         indexing="ij",
     )
-    # What nobody would argue about; in between (tan, turquoise, violet red) lies no word's ground. A
-    # cell has 8 degrees, so a bound takes or leaves 4 on either side of its middle.
+    # What nobody would argue about; in between (tan, turquoise, violet red) lies no word's
+    # ground. A cell has 8 degrees, so a bound takes or leaves 4 on either side of its middle.
     sure = {
         "red": ((h < 12) | (h > 340)) & (s > 0.62) & (v > 0.42),
         "orange": (h > 17) & (h < 41) & (s > 0.55) & (v > 0.80),
