@@ -17,9 +17,9 @@ import os
 import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from concurrent.futures import InvalidStateError
 from dataclasses import dataclass, field
-from threading import Condition, Thread
+from threading import Thread
 from types import TracebackType
 from typing import Final, overload
 
@@ -28,6 +28,7 @@ from cris_deploy.engine import Engine
 from cris_deploy.errors import BusyError, EngineTimeoutError, InputError
 from cris_deploy.execution.backends import Device
 from cris_deploy.execution.cache import PixelKey
+from cris_deploy.execution.interruptible import Condition, Future, Workers
 from cris_deploy.execution.steps import Picture, Prompt, Steps
 from cris_deploy.pixels.image import ImageInput
 from cris_deploy.results.segmentation import Segmentation
@@ -150,7 +151,7 @@ class Batcher:
         self._counts: Final = dict.fromkeys(BatchCounts.__dataclass_fields__, 0)
         self._closing = False  # no more requests
         self._complete = False  # and none that is still being decoded
-        self._decoders: Final = ThreadPoolExecutor(decode_threads, "cris-decode")
+        self._decoders: Final = Workers(decode_threads, "cris-decode")
         self._workers: Final = [
             Thread(target=self._work, name=f"cris-batch-{number}", daemon=True)
             for number in range(workers)
@@ -260,7 +261,7 @@ class Batcher:
         """Take no more requests, answer those that were taken, and end the threads."""
         with self._changed:
             self._closing = True
-        self._decoders.shutdown(wait=True)
+        self._decoders.close()
         with self._changed:
             self._complete = True
             self._changed.notify_all()

@@ -3,13 +3,13 @@
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
 
 from cris_deploy.errors import BackendError, CrisError, ExpressionError, InputError
 from cris_deploy.execution.executor import Decoded
+from cris_deploy.execution.interruptible import Future, Workers
 from cris_deploy.execution.steps import Picture, Prompt, Steps
 from cris_deploy.pixels.image import ImageInput
 
@@ -42,7 +42,7 @@ def segment_pairs(
     came before it, or a closed engine. The threads end with the iterator.
     """
     cores = len(os.sched_getaffinity(0))
-    pool = ThreadPoolExecutor(threads or min(cores, MOST_DECODERS), "cris-decode")
+    pool = Workers(threads or min(cores, MOST_DECODERS), "cris-decode")
     drawer = _Drawer(steps, pool, threshold)
     ahead: deque[_Drawn | CrisError] = deque()
     ended: Exception | None = None
@@ -66,7 +66,7 @@ def segment_pairs(
         if ended is not None:
             raise ended
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.close(cancel=True)
 
 
 def _run_batch(
@@ -104,7 +104,7 @@ class _Drawer:
     decoded again.
     """
 
-    def __init__(self, steps: Steps, pool: ThreadPoolExecutor, threshold: float | None) -> None:
+    def __init__(self, steps: Steps, pool: Workers, threshold: float | None) -> None:
         self._steps = steps
         self._threshold = threshold
         self._pool = pool

@@ -8,10 +8,8 @@ fails, all that its lane holds is dropped and made again by the next call.
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import wait as wait_for_futures
 from contextlib import contextmanager
-from threading import Condition, Lock
+from threading import Lock
 from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
@@ -21,6 +19,7 @@ from cris_deploy.errors import BackendError, CrisError, EngineTimeoutError, Inpu
 from cris_deploy.execution.cuda.api import Cuda, load_cuda
 from cris_deploy.execution.cuda.memory import DeviceTensor, Memory, PinnedMemory, Pool, Stream
 from cris_deploy.execution.cuda.shared_lock import SharedLock
+from cris_deploy.execution.interruptible import Condition, Future, Workers
 from cris_deploy.machine import gpu
 
 _T = TypeVar("_T")
@@ -50,7 +49,7 @@ class Lane:
         self._upload = PinnedMemory(device.cuda, self.stream)
         self._uploaded: Any = None
         self._landing = PinnedMemory(device.cuda, self.stream)
-        self._thread: ThreadPoolExecutor | None = None
+        self._thread: Final = Workers(1, "cris-lane")
         self._work: Future[Any] | None = None
 
     def allocate(self, size: int) -> Memory:
@@ -138,10 +137,8 @@ class Lane:
             with device.cuda.on_device(device.index):
                 return work()
 
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="cris-lane")
         self._work = running = self._thread.submit(current)
-        if not wait_for_futures([running], device.timeout).done:
+        if not running.ends(device.timeout):
             raise EngineTimeoutError(
                 f"a run on the GPU has not returned in {device.timeout} s: raise timeout, or look "
                 "what keeps the GPU (nvidia-smi)"
@@ -156,13 +153,11 @@ class Lane:
             self._kept.popitem()[1].close()
         self._scratch = self._uploaded = None
         self._ends(timeout)  # freed in stream order: this makes it free for other streams, too
-        if self._thread is not None:
-            self._thread.shutdown()
-            self._thread = None
+        self._thread.close()
         return True
 
     def _ends(self, timeout: float | None) -> bool:
-        if self._work is not None and not wait_for_futures([self._work], timeout).done:
+        if self._work is not None and not self._work.ends(timeout):
             return False
         try:
             if timeout is None:

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Condition
 
 from cris_deploy.errors import EngineTimeoutError
+from cris_deploy.execution.interruptible import Condition
 
 
 class SharedLock:

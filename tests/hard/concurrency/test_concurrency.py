@@ -54,6 +54,14 @@ def test_a_hundred_interrupts(tiny_bundle: Path) -> None:
     assert set(done.values()) == {0}, done
 
 
+def test_an_interrupt_after_every_step(tiny_bundle: Path, tmp_path: Path) -> None:
+    done = child("tests.hard.concurrency.everywhere", tiny_bundle, str(tmp_path))
+
+    assert done.pop("wrong masks") == 0
+    assert done.keys() == {"segment", "scene", "stream", "batcher"}
+    assert min(done.values()) > 50  # places, each of which was interrupted once
+
+
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_fork_and_spawn_after_use(tiny_bundle: Path, backend: str) -> None:
     if version_of(backend) is None:
