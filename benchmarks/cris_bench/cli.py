@@ -33,6 +33,7 @@ SUBCOMMANDS: Final = {
     "report": "cris_bench.report.document",
     "cost": "cris_bench.report.cost",
     "batcher": "cris_bench.scopes.batcher",
+    "browser": "cris_bench.scopes.browser",
     "ray": "cris_bench.scopes.ray_losses",
     "serve": "cris_bench.scopes.serving",
     "video": "cris_bench.scopes.video",

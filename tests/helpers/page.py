@@ -1,18 +1,17 @@
 """A page in a real Chromium, and the host that serves it."""
 
-import contextlib
-import functools
 import json
 import shutil
 import subprocess
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from cris_bench.scopes.browser import hosted
+
+__all__ = ["MODULES", "drive", "hosted", "require_browser"]
 
 MODULES = Path(__file__).parents[2] / "build" / "web" / "node_modules"
 _DRIVER = Path(__file__).with_name("page.mjs")
@@ -45,26 +44,3 @@ def drive(url: str, steps: Sequence[Mapping[str, Any]], **plan: Any) -> list[Any
     assert answer["errors"] == []
     report: list[Any] = answer["report"]
     return report
-
-
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
-
-    def handle(self) -> None:
-        with contextlib.suppress(ConnectionError):  # a page that is left stops reading
-            super().handle()
-
-
-@contextmanager
-def hosted(folder: Path) -> Iterator[str]:
-    """The URL of a host of static files, which sends no header of its own."""
-    handler = functools.partial(_Quiet, directory=str(folder))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/"
-        finally:
-            server.shutdown()
-            thread.join()

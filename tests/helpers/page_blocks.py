@@ -61,6 +61,7 @@ PARSERS: Final = {
     },
     "cris-bench report": "cris_bench.report.document",
     "cris-bench batcher": "cris_bench.scopes.batcher",
+    "cris-bench browser": "cris_bench.scopes.browser",
     "cris-bench serve": "cris_bench.scopes.serving",
     "cris-bench video": "cris_bench.scopes.video",
     "cris-bench ways": "cris_bench.scopes.ways",

@@ -8,11 +8,12 @@ from typing import Any
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
 
 from cris_deploy import Engine
-from cris_deploy.bundle.manifest import GraphName
+from cris_deploy.bundle.manifest import GraphName, Precision
 from cris_deploy.bundle.reading import Bundle
 from cris_deploy.pixels.decoding import decode
 from cris_deploy.pixels.image import letterbox, normalise
@@ -129,6 +130,26 @@ TEXTS = [
     *("don\u2019t &amp;amp; co", "\u201cquoted\u201d \uff41\uff42", "\u200bzero width"),
     *("a\tb\nc\u00a0d", "x" * 300, "one two " * 20),
 ]
+
+
+def test_a_half_bundle_is_computed_in_single(tmp_path: Path) -> None:
+    require_browser()
+    ckpt, samples = DEMO / "named.pth", DEMO / "samples.jsonl"
+    options = ExportOptions(
+        ckpt, output=tmp_path / "half.bundle", samples=samples, precision=Precision.FP16
+    )
+    half, folder = export(options).bundle, tmp_path / "page"
+
+    assert cli(["web", str(half), str(folder), "--modules", str(MODULES)]) == 0
+    graphs = [onnx.load(path) for path in (folder / "model").glob("*.onnx")]
+    types = {tensor.data_type for model in graphs for tensor in model.graph.initializer}
+    assert onnx.TensorProto.FLOAT16 in types  # stored so
+    casts = [node for model in graphs for node in model.graph.node if node.op_type == "Cast"]
+    made = [attribute.i for node in casts for attribute in node.attribute]
+    assert onnx.TensorProto.FLOAT16 not in made  # and not computed so
+    with hosted(folder) as url:
+        found = drive(url, [{"do": "ready"}, {"do": "find", "words": ["dog"]}])
+    assert found[1]
 
 
 def test_tokens_are_those_of_the_engine(host: str, bundle: Path) -> None:

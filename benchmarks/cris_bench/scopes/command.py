@@ -17,8 +17,13 @@ _R = TypeVar("_R")
 
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Add the bundle, `--output` and `--json`."""
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="what cris-export wrote")
+    add_output(parser)
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """Add `--output` and `--json`."""
     add = parser.add_argument
-    add("bundle", type=Path, metavar="BUNDLE", help="what cris-export wrote")
     add("-o", "--output", type=Path, metavar="FILE", help="write the record as JSON")
     add("--json", action="store_true", help="print the record")
 

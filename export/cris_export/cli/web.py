@@ -28,7 +28,7 @@ def _run(args: argparse.Namespace) -> int:
             open_bundle(args),
             args.folder,
             modules=args.modules,
-            weights=Weights(args.weights),
+            weights=Weights(args.weights) if args.weights else None,
             scene=args.scene,
             gpu=args.gpu,
         )
@@ -42,7 +42,7 @@ def _run(args: argparse.Namespace) -> int:
     )
     print(
         f"{report.folder}  (model {report.model_bytes / 1e6:.1f} MB, with the page and its runtime "
-        f"{report.page_bytes / 1e6:.1f} MB; weights {args.weights})"
+        f"{report.page_bytes / 1e6:.1f} MB; weights {report.weights})"
     )
     print(f"look at it: python -m http.server --directory {report.folder}")
     return 0
@@ -64,9 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     add("folder", type=Path, metavar="FOLDER", help="where the page goes; a page there is replaced")
     add(
         "--weights",
-        default="fp32",
         choices=["fp32", "fp16"],
-        help="how weights are stored; fp16 is half the size, computed in float32 (fp32)",
+        help="how weights are stored; fp16 is half the size, computed in float32 (as in BUNDLE)",
     )
     add(
         "--modules",

@@ -25,14 +25,38 @@ class Weights(StrEnum):
 
 
 def stage_file(bundle: Bundle, stage: GraphName, weights: Weights) -> bytes:
-    """Give a stage as one ONNX file that holds its weights.
+    """Give a stage as one ONNX file that holds its weights and computes in float32.
 
     Raises InputError if a weight is too large for float16.
     """
     model = onnx.load(bundle.graph(stage))
+    _compute_in_single(model.graph)
     if weights is Weights.FP16:
         _store_as_half(model.graph, stage)
     return bytes(model.SerializeToString())
+
+
+def _compute_in_single(graph: onnx.GraphProto) -> None:
+    """Type as float32 what is float16: WebAssembly has no float16, and a runtime that works around
+    that casts before and after each node, or crashes."""
+    half, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+    for tensor in graph.initializer:
+        if tensor.data_type == half:
+            _widen(tensor)
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        if value.type.tensor_type.elem_type == half:
+            value.type.tensor_type.elem_type = single
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == half:
+                _widen(attribute.t)
+            elif node.op_type == "Cast" and attribute.name == "to" and attribute.i == half:
+                attribute.i = single  # from float32 it does nothing now, and a runtime drops it
+
+
+def _widen(tensor: onnx.TensorProto) -> None:
+    values = numpy_helper.to_array(tensor).astype(np.float32)
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
 
 
 def _store_as_half(graph: onnx.GraphProto, stage: GraphName) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from cris_deploy import documents
-from cris_deploy.bundle.manifest import STAGES
+from cris_deploy.bundle.manifest import STAGES, NumberType
 from cris_deploy.bundle.reading import Bundle
 from cris_deploy.errors import InputError
 from cris_export.web.graphs import Weights, stage_file
@@ -110,6 +110,7 @@ class WebReport:
     """What was written: bytes of the model with its tokenizer, of everything, and its parity."""
 
     folder: Path
+    weights: Weights
     model_bytes: int
     page_bytes: int
     parity: WebParity
@@ -120,7 +121,7 @@ def write_site(
     folder: Path,
     *,
     modules: Path,
-    weights: Weights = Weights.FP32,
+    weights: Weights | None = None,
     scene: Path | None = None,
     gpu: bool = False,
 ) -> WebReport:
@@ -130,7 +131,7 @@ def write_site(
         bundle: Folder that cris-export wrote, or an opened `Bundle`.
         folder: Where the page goes; it must not be there, or be such a page.
         modules: The node_modules with onnxruntime-web and @huggingface/tokenizers.
-        weights: How weights are stored.
+        weights: How weights are stored; None is as in the bundle, in float32 what is in int8.
         scene: Folder with scene.json; None shows the bundle's first sample.
         gpu: Whether the files for WebGPU go with it, 28 MB more.
 
@@ -139,6 +140,10 @@ def write_site(
         ParityError: the written graphs give other masks than the samples of the bundle have.
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    if weights is None:
+        types = opened.manifest.types.values()
+        half = any(NumberType.FLOAT16 in share.weight_bytes for share in types)
+        weights = Weights.FP16 if half else Weights.FP32
     with FolderWriter(folder, "a page of cris-export web", _PAGE) as writer:
         site = writer.directory
         with as_file(files("cris_deploy.web") / "page") as page:
@@ -149,7 +154,7 @@ def write_site(
         _write_page(opened, site, _scene_of(opened, scene), scene, gpu=gpu)
         page_bytes = _write_worker(site)
         writer.commit()
-    return WebReport(folder, model_bytes, page_bytes, parity)
+    return WebReport(folder, weights, model_bytes, page_bytes, parity)
 
 
 def _copy_modules(modules: Path, vendor: Path, *, gpu: bool) -> None:
