@@ -33,7 +33,7 @@ demo: $(STAMP) ## Export the demo checkpoint, prove it, segment a scene: demo/ov
 
 web: $(STAMP) $(WEB) ## A page that finds masks in the browser, of the demo's bundle: demo/page
 	test -d $(DEMO)/scenes.bundle || $(MAKE) demo
-	$(BIN)/cris-export web $(DEMO)/scenes.bundle $(DEMO)/page --modules $(WEB) --scene train/demo/named-page
+	$(BIN)/cris-export web $(DEMO)/scenes.bundle $(DEMO)/page --weights fp16 --modules $(WEB) --scene train/demo/named-page
 
 test: lint types unit ## Lint, type-check and run all tests
 

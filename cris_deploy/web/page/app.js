@@ -15,9 +15,7 @@ let seen = false, busy = false, again = false;
 start();
 
 async function start() {
-  if ("serviceWorker" in navigator && window.isSecureContext) {
-    navigator.serviceWorker.register("sw.js").then(reloadIsolated, () => {});
-  }
+  await isolate();
   try {
     settings = await (await fetch("page.json")).json();
     scene = new Scene($("picture"), $("handles"), () => { seen = false; update(); });
@@ -31,12 +29,26 @@ async function start() {
 }
 
 /** Threads need an isolated page; a host without such headers gets them from the service worker, once. */
-function reloadIsolated() {
-  navigator.serviceWorker.ready.then(() => {
-    if (!window.crossOriginIsolated && !sessionStorage.getItem("isolated")) {
-      sessionStorage.setItem("isolated", "asked");
-      location.reload();
-    }
+async function isolate() {
+  if (!("serviceWorker" in navigator) || !window.isSecureContext) return;
+  const kept = navigator.serviceWorker.register("sw.js").then(settled, () => false);
+  if (window.crossOriginIsolated || sessionStorage.getItem("isolated")) return;
+  sessionStorage.setItem("isolated", "asked");
+  $("where").textContent = "Fetching the model …";
+  if (!(await kept)) return; // it goes on without threads
+  location.reload();
+  await new Promise(() => {}); // what is loaded now would be loaded again
+}
+
+/** Whether a service worker has fetched all its files. */
+function settled({ installing, waiting, active }) {
+  const worker = installing ?? waiting ?? active;
+  return new Promise((resolve) => {
+    const look = () => {
+      if (["activated", "redundant"].includes(worker.state)) resolve(worker.state === "activated");
+    };
+    worker.addEventListener("statechange", look);
+    look();
   });
 }
 
