@@ -17,7 +17,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import InvalidStateError
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from threading import Thread
 from types import TracebackType
@@ -26,9 +26,10 @@ from typing import Final, overload
 from cris_deploy import arguments
 from cris_deploy.engine import Engine
 from cris_deploy.errors import BusyError, EngineTimeoutError, InputError
+from cris_deploy.execution import interruptible
 from cris_deploy.execution.backends import Device
 from cris_deploy.execution.cache import PixelKey
-from cris_deploy.execution.interruptible import Condition, Future, Workers
+from cris_deploy.execution.interruptible import Condition, Workers
 from cris_deploy.execution.steps import Picture, Prompt, Steps
 from cris_deploy.pixels.image import ImageInput
 from cris_deploy.results.segmentation import Segmentation
@@ -183,7 +184,7 @@ class Batcher:
             raise InputError(f"timeout is {timeout}: give seconds above 0, or None for no end")
         prompts = self._steps.read_expressions(expression, threshold)
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        request = _Request(Future(), prompts, deadline, timeout)
+        request = _Request(interruptible.Future(), prompts, deadline, timeout)
         if os.getpid() != self._process:
             raise InputError(
                 "batcher was made before this process was forked, and its threads are not here: "
