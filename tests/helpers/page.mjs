@@ -80,7 +80,7 @@ const steps = {
   },
   async offline() { await context.setOffline(true); },
   async reload() { await page.reload(); },
-  async choose({ engine }) { await page.check(`#engines [value=${engine}]`); await page.waitForFunction(() => window.cris.model); },
+  async choose({ engine }) { await page.check(`#engines [value=${engine}]`); await page.waitForFunction(() => window.cris.model, null, { timeout: 120000 }); },
   async wait({ text: part }) {
     await page.waitForFunction((part) => document.body.textContent.includes(part), part, { timeout: 60000 });
   },

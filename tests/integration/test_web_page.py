@@ -29,6 +29,7 @@ from tests.helpers.server import serving
 
 DEMO = Path(__file__).parents[2] / "train" / "demo"
 SCENES = 10
+_SOFTWARE_GPU = "--enable-unsafe-webgpu"
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +123,23 @@ def test_masks_are_those_of_the_engine(
             union = (mask | result.mask).sum()
             ious.append(1.0 if union == 0 else (mask & result.mask).sum() / union)
     assert min(ious) >= 0.999
+
+
+def test_a_gpu_gives_the_same_masks(bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "page"
+    assert cli(["web", str(bundle), str(folder), "--modules", str(MODULES), "--gpu"]) == 0
+    words = {"do": "find", "words": ["the red square", "the star"]}
+    steps = [{"do": "ready"}, words, {"do": "choose", "engine": "gpu"}, words]
+    with hosted(folder) as url:
+        # Chromium's own GPU in software: WebGPU as it is everywhere, but slow.
+        said = [{"do": "text", "id": "where"}, {"do": "text", "id": "problem"}]
+        report = drive(url, [*steps, *said], flags=[_SOFTWARE_GPU])
+    if "cannot run this model" in report[-1]:
+        pytest.skip(f"no WebGPU here: {report[-1]}")
+    for on_cpu, on_gpu in zip(report[1], report[3], strict=True):
+        np.testing.assert_allclose(on_gpu["logits"], on_cpu["logits"], atol=1e-3)
+        assert on_gpu["mask"] == on_cpu["mask"]
+    assert "GPU" in report[-2]
 
 
 TEXTS = [
