@@ -117,6 +117,8 @@ def test_of_a_sidecar() -> None:
     for wrong in ({"build_seconds": -1}, {"targets": ["sm8"]}, {"file": "a/b.plan"}, {"format": 0}):
         with pytest.raises(BackendError, match=next(iter(wrong))):
             PlanRecord.from_json(json.dumps({**one, **wrong}), "p")
+    with pytest.raises(BackendError, match="again with cris-export build BUNDLE --engine ENGINE"):
+        PlanRecord.from_json("{", "p")
 
 
 def test_each_kind_of_value_is_in_a_fingerprint(tmp_path: Path) -> None:

@@ -52,7 +52,10 @@ def test_quantisation(tiny_bundle):
     today = dataclasses.replace(earlier, quantisation=Quantisation(64, 0.995, 0.99))
     assert today.weight_levels == 64
     assert Manifest.from_json(today.to_json(), "m") == today
-    for field, value in (("weight_levels", 0), ("correlation", 1.5), ("min_correlation", None)):
+    for field, value in (
+        *(("weight_levels", 0), ("correlation", 1.5), ("correlation", -1.5)),
+        ("min_correlation", None),
+    ):
         document = json.loads(today.to_json())
         document["quantisation"][field] = value
         with pytest.raises(BundleError, match=f"quantisation.{field}"):

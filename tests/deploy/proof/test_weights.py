@@ -79,6 +79,19 @@ def test_weights_beyond_their_file(own_bundle):
         fingerprint(own_bundle, {GraphName.FULL: "full.onnx"})
 
 
+@pytest.mark.parametrize(("offset", "length"), [(-1, 1), (2, -1), (0, 5), (4, 1)])
+def test_a_weight_at_no_place_of_its_file(tmp_path, offset, length):
+    (tmp_path / "weights.bin").write_bytes(b"1234")
+    tensor = onnx.TensorProto(name="w", data_type=1, dims=[1], data_location=1)
+    place = {"location": "weights.bin", "offset": offset, "length": length}
+    for key, value in place.items():
+        tensor.external_data.add(key=key, value=str(value))
+    graph = onnx.GraphProto(initializer=[tensor])
+    (tmp_path / "full.onnx").write_bytes(onnx.ModelProto(graph=graph).SerializeToString())
+    with pytest.raises(BundleError, match=rf"it has no {length} bytes from {offset} on"):
+        fingerprint(tmp_path, {GraphName.FULL: "full.onnx"})
+
+
 @pytest.mark.parametrize(
     "tensor",
     [

@@ -19,7 +19,10 @@ MODULES: Final = (
     *("arrays", "contents", "external_data", "fingerprints", "manifest", "protobuf", "reading"),
     *("plans.choice", "plans.listing", "plans.record", "plans.sidecars"),
 )
-TESTS: Final = ("tests/deploy/bundle", "tests/deploy/proof/test_weights.py")
+TESTS: Final = (
+    *("tests/deploy/bundle", "tests/deploy/proof/test_weights.py"),
+    "tests/hard/trust/test_signatures.py",
+)
 LARGE: Final = (
     *("numpy", "cv2", "PIL.Image", "onnx", "onnxruntime", "tokenizers", "msgspec", "pytest"),
     *("hypothesis", "hypothesis.strategies", "ftfy", "regex", "cuda.bindings", "tqdm", "torch"),
