@@ -54,14 +54,21 @@ class Storm:
         options: dict[str, Any] = {"backend": self._backend, "threads": 1, "streams": 1}
         return Engine(self._bundle, image_cache=1, text_cache=1, **options)
 
-    def run(self, seconds: float, threads: int = THREADS, close_every: float = 5.0) -> None:
-        """Let the threads ask for `seconds`; the engine is closed and replaced meanwhile."""
+    def run(
+        self,
+        seconds: float,
+        threads: int = THREADS,
+        close_every: float = 5.0,
+        closes: int = 1,
+    ) -> None:
+        """Let the threads ask for `seconds`, and until the engine was closed under them and
+        replaced `closes` times: a slow machine takes longer for that."""
         workers = [threading.Thread(target=self._work, args=(n,)) for n in range(threads)]
         for worker in workers:
             worker.start()
         end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            time.sleep(min(left, close_every))
+        while (left := end - time.monotonic()) > 0 or self.counted["closed under load"] < closes:
+            time.sleep(min(left, close_every) if left > 0 else close_every)
             self._replace()
         self._enough.set()
         for worker in workers:

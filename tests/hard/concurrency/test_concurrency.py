@@ -30,7 +30,7 @@ def test_many_threads_on_one_engine(tiny_bundle: Path, backend: str) -> None:
     if version_of(backend) is None:
         pytest.skip(f"{backend} is not installed")
     storm = Storm(tiny_bundle, backend)
-    storm.run(2.0, threads=64, close_every=0.5)
+    storm.run(2.0, threads=64, close_every=0.5, closes=3)
 
     assert storm.failures == []
     assert {"segment", "scene", "stream", "batched", "looked_at"} <= storm.counted.keys()
