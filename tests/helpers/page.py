@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cris_bench.scopes.browser import hosted
+from cris_bench.scopes.browser import find_chromium, hosted
 
 __all__ = ["MODULES", "drive", "hosted", "require_browser"]
 
@@ -19,7 +19,7 @@ _DRIVER = Path(__file__).with_name("page.mjs")
 
 def require_browser() -> str:
     """The Chromium to drive; skips the test where there is none, or no node, or no packages."""
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    chromium = find_chromium()
     if chromium is None:
         pytest.skip("chromium is not installed")
     if shutil.which("node") is None:

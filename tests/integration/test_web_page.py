@@ -167,7 +167,8 @@ def test_a_half_bundle_is_computed_in_single(tmp_path: Path) -> None:
     assert onnx.TensorProto.FLOAT16 not in made  # and not computed so
     with hosted(folder) as url:
         found = drive(url, [{"do": "ready"}, {"do": "find", "words": ["dog"]}])
-    assert found[1]
+    assert [query["error"] for query in found[1]] == [None]
+    assert np.isfinite(found[1][0]["logits"]).all()
 
 
 def test_tokens_are_those_of_the_engine(host: str, bundle: Path) -> None:

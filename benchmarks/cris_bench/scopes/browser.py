@@ -96,7 +96,7 @@ def measure(args: argparse.Namespace, command: tuple[str, ...]) -> BrowserRecord
     if not (model / "model.json").is_file():
         raise InputError(f"page {args.page} is no page: write one with cris-export web")
     node = shutil.which("node")
-    chromium = next(filter(None, map(shutil.which, _CHROMIUM)), None)
+    chromium = find_chromium()
     if node is None or chromium is None:
         raise BackendError("a page is timed by node in Chromium: install both")
     if not (args.modules / "playwright-core").is_dir():
@@ -117,6 +117,11 @@ def measure(args: argparse.Namespace, command: tuple[str, ...]) -> BrowserRecord
     version = subprocess.run([chromium, "--version"], capture_output=True, text=True, check=False)
     size = sum(path.stat().st_size for path in model.iterdir())
     return BrowserRecord(describe(), version.stdout.strip(), size, loads, command)
+
+
+def find_chromium() -> str | None:
+    """The path of a Chromium that is installed."""
+    return next(filter(None, map(shutil.which, _CHROMIUM)), None)
 
 
 class _Quiet(SimpleHTTPRequestHandler):

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from cris_deploy import Batcher, Engine
+from tests.hard.concurrency.interrupts import by_interrupt
 
 HANGS = 20
 WORDS = ["a", "bc"]
@@ -40,11 +41,8 @@ def interrupted(call: Callable[[], object], at: int) -> bool:
     sys.setprofile(profile)
     try:
         call()
-    except KeyboardInterrupt:
-        return True
-    except RuntimeError as error:
-        # Python's own Condition.wait, between giving its lock away and taking it back.
-        if not isinstance(error.__context__, KeyboardInterrupt):
+    except (KeyboardInterrupt, RuntimeError) as error:
+        if not by_interrupt(error):
             raise
         return True
     finally:

@@ -28,6 +28,14 @@ def _interrupt(_: int, __: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def by_interrupt(error: BaseException) -> bool:
+    """Whether this is how an interrupt ends a call."""
+    # RuntimeError: Python's own Condition.wait, between giving its lock away and taking it back.
+    return isinstance(error, KeyboardInterrupt) or (
+        isinstance(error, RuntimeError) and isinstance(error.__context__, KeyboardInterrupt)
+    )
+
+
 def interrupted(bundle: Path, count: int, seed: int = 0) -> dict[str, int]:
     """Interrupt `count` calls; give what was counted. Exits by faulthandler if anything hangs."""
     drawn, counted = random.Random(seed), Counter[str]()
@@ -71,11 +79,8 @@ def interrupted(bundle: Path, count: int, seed: int = 0) -> dict[str, int]:
                         signal.setitimer(signal.ITIMER_REAL, drawn.uniform(1e-5, 5e-3))
                         for _ in range(1000):
                             ask(drawn.randrange(4), picture)
-                    except KeyboardInterrupt:
-                        counted["interrupted"] += 1
-                    except RuntimeError as error:
-                        # Python's own Condition, between giving its lock away and taking it back.
-                        if not isinstance(error.__context__, KeyboardInterrupt):
+                    except (KeyboardInterrupt, RuntimeError) as error:
+                        if not by_interrupt(error):
                             raise
                         counted["interrupted"] += 1
                     finally:
