@@ -42,10 +42,14 @@ def test_no_two_pictures_are_the_same() -> None:
 
 
 def test_processes_below_another() -> None:
-    with subprocess.Popen(["sleep", "60"]) as process:
-        assert process.pid in below(os.getpid(), "sleep")
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(b"up\n")
+        process.stdin.flush()
+        process.stdout.readline()  # a process that was only just made has no command yet
+        assert process.pid in below(os.getpid(), "cat")
         assert process.pid not in below(os.getpid(), "ray::")
-        process.kill()
 
 
 @pytest.mark.parametrize(
