@@ -2,7 +2,6 @@
 
 import gc
 import threading
-import time
 
 import cv2
 import numpy as np
@@ -37,15 +36,22 @@ def test_stream_encodes_repeated_images_once(tiny_bundle, images, tmp_path, monk
         assert len(prepared) == 1  # and decoded once
 
 
-def test_stream_sees_a_file_that_changed(engine, images, tmp_path):
-    path = tmp_path / "x.png"
+def test_stream_sees_a_file_that_changed(engine, images, tmp_path, monkeypatch):
+    path, read = tmp_path / "x.png", threading.Semaphore(0)
+    prepare = engine.pipeline.prepare
+
+    def prepare_and_tell(image):
+        prepared = prepare(image)
+        read.release()
+        return prepared
 
     def pairs():
         for index in range(2):
             cv2.imwrite(str(path), images[index])
             yield path, "a"
-            time.sleep(0.1)  # let the thread read it before it changes
+            assert read.acquire(timeout=20)  # it changes when it was read
 
+    monkeypatch.setattr(engine.pipeline, "prepare", prepare_and_tell)
     first, second = engine.stream(pairs(), batch_size=1)
     assert first.mask.shape != second.mask.shape
 
