@@ -249,10 +249,10 @@ def test_slow_headers_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> Non
 
     from cris_deploy.serving import protocol
 
-    monkeypatch.setattr(protocol, "HEADER_SECONDS", 0.2)
+    monkeypatch.setattr(protocol, "HEADER_SECONDS", 0.5)
 
     async def hello(scope: Any, receive: Any, send: Any) -> None:
-        await asyncio.sleep(0.4)  # an answer may take longer than headers may
+        await asyncio.sleep(0.8)  # an answer may take longer than headers may
         start = {
             "type": "http.response.start",
             "status": 200,
