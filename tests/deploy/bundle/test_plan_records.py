@@ -136,7 +136,8 @@ def test_a_changed_plan_is_refused(bundle: Bundle) -> None:
 def test_a_sidecar_without_end_is_not_read(bundle: Bundle) -> None:
     record = add_plan(bundle)
     os.truncate(plans.folder(bundle) / (record.file + plans.SIDECAR), 100 << 30)  # sparse
-    with pytest.raises(BackendError, match="is longer than 1,048,576 bytes"):
+    remedy = "build it again with cris-export build BUNDLE --engine ENGINE$"
+    with pytest.raises(BackendError, match=f"is longer than 1,048,576 bytes: {remedy}"):
         plans.read_plans(bundle)
 
 
