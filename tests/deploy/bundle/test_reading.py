@@ -12,7 +12,7 @@ from cris_deploy.bundle.reading import (
     Bundle,
     GraphName,
 )
-from cris_deploy.errors import BundleError
+from cris_deploy.errors import BundleError, InputError
 from tests.helpers import tiny_bundle as tiny
 
 
@@ -103,6 +103,9 @@ def test_the_manifest_that_is_meant(own_bundle):
     Bundle.open(own_bundle)
     with pytest.raises(BundleError, match=rf"has the SHA-256 .*, expected {digest}: it is another"):
         Bundle.open(own_bundle, manifest_sha256=digest)
+    for bad in (digest[:-1], digest + "0", digest[:-1] + "g", 1):
+        with pytest.raises(InputError, match=r"manifest_sha256 is .*: give 64 hexadecimal digits"):
+            Bundle.open(own_bundle, manifest_sha256=bad)
 
 
 def change(content: bytes) -> bytes:
