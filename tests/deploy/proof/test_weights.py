@@ -1,5 +1,7 @@
 """Weights that are not those that were exported, and those that cannot be read."""
 
+import hashlib
+
 import numpy as np
 import onnx
 import pytest
@@ -105,3 +107,14 @@ def test_a_weight_that_is_no_message(tmp_path, tensor):
     (tmp_path / "full.onnx").write_bytes(bytes([0x3A, len(graph)]) + graph)
     with pytest.raises(BundleError, match=r"full\.onnx cannot be read as ONNX"):
         fingerprint(tmp_path, {GraphName.FULL: "full.onnx"})
+
+
+def test_of_a_name_given_twice_the_last_counts(tmp_path):
+    """As protocol buffers' readers take it, so that no runtime reads another weight than we."""
+    tensor = b"\x42\x01v\x42\x01w\x4a\x01\x07"
+    graph = bytes([0x2A, len(tensor)]) + tensor
+    model = bytes([0x3A, len(graph)]) + graph
+    (tmp_path / "full.onnx").write_bytes(model)
+    assert [w.name for w in onnx.ModelProto.FromString(model).graph.initializer] == ["w"]
+    digest = hashlib.sha256(b"\x07").hexdigest()
+    assert fingerprint(tmp_path, {GraphName.FULL: "full.onnx"}) == {GraphName.FULL: {"w": digest}}
