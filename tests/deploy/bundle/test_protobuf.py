@@ -30,6 +30,7 @@ def test_every_way_a_field_lies() -> None:
     [
         (b"\x08", "a number is cut at byte 1"),
         (b"\x08" + b"\xff" * 10, "a number is cut at byte 11"),
+        (b"\x08" + b"\xff" * 10 + b"\x01", "a number is cut at byte 11"),  # no 64 bits have so many
         (b"\x00", "a field has number 0 at byte 1"),
         (b"\x0b", "3 is not a valid Wire"),
         (b"\x0e", "6 is not a valid Wire"),
