@@ -9,6 +9,7 @@ def test_every_way_a_field_lies() -> None:
     message = b"".join(
         (
             b"\x08\x96\x01",  # field 1, a varint: 150
+            b"\x08\x7f",  # and the largest of one byte
             b"\x11" + bytes(range(8)),  # field 2, eight bytes
             b"\x1a\x03abc",  # field 3, bytes
             b"\x25wxyz",  # field 4, four bytes
@@ -18,6 +19,7 @@ def test_every_way_a_field_lies() -> None:
 
     assert list(fields(memoryview(message))) == [
         Field(1, Wire.VARINT, 150),
+        Field(1, Wire.VARINT, 127),
         Field(2, Wire.EIGHT_BYTES, memoryview(bytes(range(8)))),
         Field(3, Wire.BYTES, memoryview(b"abc")),
         Field(4, Wire.FOUR_BYTES, memoryview(b"wxyz")),
