@@ -8,6 +8,7 @@
     v2.py       the Open Inference Protocol, with its binary tensors
     guard.py    what a request may cost before it is understood: token, length, time
     images.py   images that were sent before, by the hash of their bytes
+    memory.py   large buffers go back to the system
     metrics.py  Prometheus
     traces.py   OpenTelemetry, if it is asked for
     logs.py     one JSON object a line

@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from cris_deploy.errors import CrisError
-from cris_deploy.serving import traces, v2
+from cris_deploy.serving import memory, traces, v2
 from cris_deploy.serving.answers import (
     GONE,
     Form,
@@ -41,6 +41,7 @@ _Name = Annotated[str, Path(max_length=64)]
 
 def worker() -> FastAPI:
     """Make the application of a worker process, as `cris-serve` asked for it."""
+    memory.give_back()
     options, token = from_environment()
     app = create_app(options, token)
     if os.environ.get(traces.VARIABLE):
