@@ -148,7 +148,7 @@ class Batcher:
         self.limits: Final = limits or BatchLimits.of(Device.CPU if info is None else info.device)
         self._changed: Final = Condition()
         self._queue: deque[_Waiting] = deque()
-        self._open: set[_Request] = set()
+        self._open: set[Future[list[Segmentation]]] = set()
         self._counts: Final = dict.fromkeys(BatchCounts.__dataclass_fields__, 0)
         self._closing = False  # no more requests
         self._complete = False  # and none that is still being decoded
@@ -184,7 +184,8 @@ class Batcher:
             raise InputError(f"timeout is {timeout}: give seconds above 0, or None for no end")
         prompts = self._steps.read_expressions(expression, threshold)
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        request = _Request(interruptible.Future(), prompts, deadline, timeout)
+        future = interruptible.Future[list[Segmentation]]()
+        request = _Request(future, prompts, deadline, timeout)
         if os.getpid() != self._process:
             raise InputError(
                 "batcher was made before this process was forked, and its threads are not here: "
@@ -199,16 +200,18 @@ class Batcher:
                     f"{len(self._open)} requests wait already: try again later, or add an engine"
                 )
             try:
-                self._open.add(request)
+                self._open.add(future)
                 if isinstance(image, Picture):
                     self._enqueue(request, image)
                 else:
                     self._decoders.submit(self._prepare, request, image)
             except BaseException:  # Ctrl-C, too: what nobody will answer takes no place
-                self._open.discard(request)
+                self._open.discard(future)
                 raise
-        request.future.add_done_callback(lambda _: self._let_go(request))
-        return request.future
+        # What the future keeps must not lead back to it: its masks would stay until the garbage
+        # collector comes, which counts objects and not their megabytes.
+        future.add_done_callback(self._let_go)
+        return future
 
     @overload
     async def segment(  # type: ignore[overload-overlap]
@@ -280,10 +283,9 @@ class Batcher:
     ) -> None:
         self.close()
 
-    def _let_go(self, request: _Request) -> None:
-        future = request.future
+    def _let_go(self, future: "Future[list[Segmentation]]") -> None:
         with self._changed:
-            self._open.discard(request)
+            self._open.discard(future)
             if future.cancelled():
                 outcome = "cancelled"
             elif (error := future.exception()) is None:
@@ -323,6 +325,7 @@ class Batcher:
                 _given_up(request)
             if parts:
                 self._run(pictures, parts)
+            del pictures, parts, dropped  # while it waits it keeps no mask alive
 
     def _wait_for_company(self) -> None:
         end = time.monotonic() + self.limits.delay

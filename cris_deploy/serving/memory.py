@@ -15,7 +15,7 @@ def give_back() -> bool:
 
     By itself it takes larger and larger buffers from its heaps, one for each of many threads, where
     pictures of all sizes leave holes between what is kept: a server's memory creeps for hours
-    (docs/decisions/0025-memory-of-a-server.md). Who set its variables has decided otherwise, and
+    (docs/decisions/0023-memory-of-a-server.md). Who set its variables has decided otherwise, and
     other C libraries do as they do.
     """
     if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):

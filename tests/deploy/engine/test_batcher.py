@@ -1,8 +1,10 @@
 """The batcher: what goes into a run together, who waits, who is given up, and that none is lost."""
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -286,3 +288,25 @@ def test_a_forked_process_has_no_threads_of_a_batcher(tiny_bundle, monkeypatch):
             batcher.submit(np.zeros((8, 8, 3), np.uint8), "a")
         monkeypatch.undo()
         assert len(batcher.submit(np.zeros((8, 8, 3), np.uint8), ["a"]).result(60)) == 1
+
+
+def test_masks_go_when_their_caller_is_done_with_them(tiny_bundle: Path) -> None:
+    """At once: the garbage collector counts objects, not the megabytes that they hold."""
+    image = np.zeros((30, 40, 3), np.uint8)
+
+    async def ask(batcher: Batcher) -> list[Any]:
+        found = await batcher.segment(image, ["a", "b"], timeout=WAIT)
+        return [weakref.ref(each.mask) for each in found]
+
+    gc.collect()
+    gc.disable()
+    try:
+        with Engine(tiny_bundle) as engine, Batcher(engine) as batcher:
+            left = [weakref.ref(each.mask) for each in batcher.submit(image, ["a", "b"]).result()]
+            left += asyncio.run(ask(batcher))
+            end = time.monotonic() + WAIT
+            while any(mask() is not None for mask in left):  # a worker may still be about to wait
+                assert time.monotonic() < end
+                time.sleep(0.001)
+    finally:
+        gc.enable()
