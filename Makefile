@@ -94,6 +94,9 @@ bench: $(STAMP) ## The engine against PyTorch on this machine
 # A file that is only deployed: weights alone, in float16.
 HALF := python -c 'import sys; from cris_train import checkpoint as c; \
     c.save(sys.argv[2], c.build(c.load(sys.argv[1])), half=True)'
+# Buffers that glibc keeps, in huge pages: a step takes two thirds of the time (train/README.md).
+train-demo: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:$\
+    glibc.malloc.trim_threshold=68719476736:glibc.malloc.arena_max=1
 train-demo: $(STAMP) ## Train the demo checkpoint again (hours on two cores)
 	$(BIN)/cris-scenes --fetch
 	test -d data/names || $(BIN)/cris-scenes data/names --kind names --train 8000 --val 100 --seed 0
