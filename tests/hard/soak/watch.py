@@ -81,9 +81,8 @@ class Watch:
 def judge(samples: Sequence[Sample], settling: float = SETTLING) -> dict[str, Any]:
     """Give what grew between the first and the last tenth of the time after `settling` seconds.
 
-    Memory is compared by the median of such a tenth, descriptors and threads by their least number:
-    a connection may be open in the moment of a sample, and what is lost stays in all of them.
-    Without two tenths of at least one sample nothing is said.
+    Memory is compared by the median of such a tenth, descriptors and threads by their greatest
+    number. Without two tenths of at least one sample nothing is said.
     """
     settled = [sample for sample in samples if sample.seconds >= settling]
     size = len(settled) // SHARE
@@ -92,8 +91,8 @@ def judge(samples: Sequence[Sample], settling: float = SETTLING) -> dict[str, An
     first, last = settled[:size], settled[-size:]
     rss = [statistics.median(sample.rss for sample in part) for part in (first, last)]
     uss = [statistics.median(sample.uss for sample in part) for part in (first, last)]
-    least = {
-        name: [min(getattr(sample, name) for sample in part) for part in (first, last)]
+    at_most = {
+        name: [max(getattr(sample, name) for sample in part) for part in (first, last)]
         for name in ("descriptors", "threads")
     }
     return {
@@ -103,7 +102,7 @@ def judge(samples: Sequence[Sample], settling: float = SETTLING) -> dict[str, An
         "rss_growth": round(rss[1] / rss[0] - 1, 5),
         "uss_bytes": uss,
         "uss_growth": round(uss[1] / uss[0] - 1, 5),
-        **least,
+        **at_most,
     }
 
 
