@@ -1,7 +1,9 @@
 """The soak itself, for seconds: that it runs, and that it would tell what it is there to tell."""
 
 import dataclasses
+import os
 from pathlib import Path
+from threading import Timer
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from tests.hard.soak.__main__ import SCENE, soak
 from tests.hard.soak.load import Load, pictures
 from tests.hard.soak.plot import draw
-from tests.hard.soak.watch import Sample, faults, judge
+from tests.hard.soak.watch import BETWEEN_LOOKS, Sample, Watch, faults, judge
 from tests.helpers.server import serving
 
 STILL = Sample(0.0, 100 * 2**20, 80 * 2**20, 20, 12, 1.0, 10, 1.0, 2.0, 3.0, paused=False)
@@ -60,6 +62,17 @@ def test_what_grows_is_told(grows: str, by: int, missed: str) -> None:
     (told,) = faults(judge(leaking), [])
     assert told.startswith(missed)
     assert faults(judge(still), ["file: 503"]) == ["1 requests failed"]
+
+
+def test_a_descriptor_that_is_about_to_be_closed_is_not_kept(tmp_path: Path) -> None:
+    watch = Watch(os.getpid())
+    before = watch.take([], paused=False).descriptors
+    with (tmp_path / "kept").open("w"):
+        closing = (tmp_path / "closing").open("w")
+        closer = Timer(1.5 * BETWEEN_LOOKS, closing.close)
+        closer.start()
+        assert watch.take([], paused=False).descriptors == before + 1
+        closer.join()
 
 
 def test_what_grew_while_it_settled_is_no_fault() -> None:

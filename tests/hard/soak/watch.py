@@ -13,6 +13,8 @@ SETTLING = 600.0
 """Seconds after which nothing may grow: by then pools have their threads, caches their rows."""
 SHARE = 10
 """Growth is of the last tenth of what is left against the first tenth of it."""
+LOOKS, BETWEEN_LOOKS = 5, 0.2
+"""How often descriptors are counted for a sample, and seconds between: the least counts."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class Sample:
         seconds: Since the start.
         rss: Bytes that are in memory.
         uss: Bytes of them that are its own.
-        descriptors: Open ones, connections among them.
+        descriptors: Open ones, connections among them, that stay open for a moment: the last
+            request's connection may still be closing.
         threads: Of it.
         cpu: Seconds of processors that it took since its start.
         requests: Asked since the last sample.
@@ -58,14 +61,14 @@ class Watch:
         """Take one, with the latencies since the last."""
         with self._process.oneshot():
             memory, times = self._process.memory_full_info(), self._process.cpu_times()
-            threads, descriptors = self._process.num_threads(), self._process.num_fds()
+            threads = self._process.num_threads()
         ordered = sorted(milliseconds)
         parts = statistics.quantiles(ordered, n=20) if len(ordered) > 1 else ordered * 19
         sample = Sample(
             seconds=round(time.monotonic() - self._began, 1),
             rss=memory.rss,
             uss=memory.uss,
-            descriptors=descriptors,
+            descriptors=self._kept_descriptors(),
             threads=threads,
             cpu=round(times.user + times.system, 2),
             requests=len(ordered),
@@ -76,6 +79,14 @@ class Watch:
         )
         self.samples.append(sample)
         return sample
+
+    def _kept_descriptors(self) -> int:
+        """What leaks is there at every look; what is about to be closed is not."""
+        least: int = self._process.num_fds()
+        for _ in range(LOOKS - 1):
+            time.sleep(BETWEEN_LOOKS)
+            least = min(least, self._process.num_fds())
+        return least
 
 
 def judge(samples: Sequence[Sample], settling: float = SETTLING) -> dict[str, Any]:
