@@ -71,6 +71,13 @@ def test_a_reader_that_is_killed_during_a_step_is_named(
         run(folder, tmp_path, workers=1, cache=False)
 
 
+def test_dice_is_a_part_of_the_loss(folder: Path, tmp_path: Path) -> None:
+    run(folder, tmp_path / "without", epochs=1)
+    run(folder, tmp_path / "with", epochs=1, dice=0.5)
+    more = losses(tmp_path / "with")[0] - losses(tmp_path / "without")[0]
+    assert 0.25 < more < 0.5  # of a model that knows nothing: most of what it could be
+
+
 def test_leaves_a_log_sheets_and_loadable_checkpoints(folder: Path, tmp_path: Path) -> None:
     config = tiny_recipe(
         folder,

@@ -30,6 +30,31 @@ def test_is_the_papers_mean_over_pixels(soft: bool) -> None:
     assert float(LOSS(logits, target)) == pytest.approx(by_hand(logits, target), rel=1e-6)
 
 
+def test_dice_counts_every_expression_alike() -> None:
+    """The same share of a small and of a large object found costs the same, by hand; the mean over
+    pixels makes four times of it."""
+    target = torch.zeros(2, 1, 8, 8)
+    target[0, 0, :2, :2], target[1, 0, :4, :4] = 1, 1
+    logits = torch.full_like(target, -30.0)
+    logits[0, 0, :2, :1], logits[1, 0, :4, :2] = 30.0, 30.0  # half of each
+    small, large = (
+        [float(TextToPixelLoss(dice)(logits[i : i + 1], target[i : i + 1])) for dice in (0.0, 0.5)]
+        for i in (0, 1)
+    )
+    assert large[0] == pytest.approx(4 * small[0])
+    assert small[1] - small[0] == pytest.approx(0.5 * (1 - (2 * 2 + 1) / (2 + 4 + 1)), rel=1e-5)
+    assert large[1] - large[0] == pytest.approx(0.5 * (1 - (2 * 8 + 1) / (8 + 16 + 1)), rel=1e-5)
+    both = float(TextToPixelLoss(0.5)(logits, target))
+    assert both == pytest.approx((small[1] + large[1]) / 2)
+
+
+def test_dice_of_nothing_asks_for_nothing() -> None:
+    logits = torch.zeros(1, 1, 4, 4, requires_grad=True)
+    TextToPixelLoss(1.0)(logits, torch.zeros(1, 1, 4, 4)).backward()
+    assert logits.grad is not None
+    assert bool((logits.grad > 0).all())  # a step against it lowers all of them
+
+
 def test_certain_and_wrong_is_finite() -> None:
     logits = torch.full((1, 1, 2, 2), -300.0)  # its sigmoid is 0 in float32
     assert float(LOSS(logits, torch.ones_like(logits))) == 300.0

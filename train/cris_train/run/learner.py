@@ -82,7 +82,7 @@ class Learner:
         self.scaler = torch.amp.GradScaler(
             process.device.type, enabled=config.precision is Compute.FP16
         )
-        self._loss = TextToPixelLoss()
+        self._loss = TextToPixelLoss(config.dice)
         self._pending: Pending | None = None
         self._skipped = 0  # steps in a row, by the loss scaler
         # 1 once something was not finite.

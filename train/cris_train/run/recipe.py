@@ -87,6 +87,7 @@ class TrainConfig:
         seed: Of initialisation, order, draws and dropout.
         draw: What an epoch is: every object once (object) or every picture once (image).
         target: How a mask becomes a target of a quarter of the size.
+        dice: Weight of the Dice loss beside the paper's (`run/losses.py`); 0 for none.
         images_per_batch: Images in an optimiser step, of all processes and parts together.
         expressions_per_image: Expressions of each of them; the image is encoded once for all.
         workers: Processes that read pictures, per training process; 0 reads in that one.
@@ -141,6 +142,7 @@ class TrainConfig:
     seed: Count = 0
     draw: Draw = Draw.OBJECT
     target: TargetSampling = TargetSampling.NEAREST
+    dice: Annotated[float, Meta(ge=0)] = 0.0
     images_per_batch: Positive = 64
     expressions_per_image: Positive = 1
     workers: Count = 0
