@@ -33,36 +33,73 @@ FULL_NOUNS = ("thing", "object", "one", "item")
 
 AXES = {"left": ("x", 1), "right": ("x", -1), "top": ("y", 1), "bottom": ("y", -1)}
 EXTREMES = {
-    **dict.fromkeys(("leftmost", "far left", "furthest left", "farthest to the left"), ("x", 0)),
-    **dict.fromkeys(("rightmost", "far right"), ("x", -1)),
-    **dict.fromkeys(("furthest right", "farthest to the right"), ("x", -1)),
-    **dict.fromkeys(("topmost", "highest", "uppermost", "nearest the top"), ("y", 0)),
-    **dict.fromkeys(("bottommost", "lowest", "nearest the bottom"), ("y", -1)),
-    **dict.fromkeys(("smallest", "tiniest", "that is the smallest"), ("size", 0)),
-    **dict.fromkeys(("largest", "biggest"), ("size", -1)),
-    **dict.fromkeys(("that is the biggest", "that is the largest"), ("size", -1)),
-    **dict.fromkeys(("small", "little", "smaller"), ("size", 0)),
-    **dict.fromkeys(("big", "large", "bigger"), ("size", -1)),
-}  # fmt: skip
+    **dict.fromkeys(("leftmost", "far left", "left most", "most left"), ("x", 0)),
+    **dict.fromkeys(("furthest left", "farthest to the left", "at the far left"), ("x", 0)),
+    **dict.fromkeys(("rightmost", "far right", "right most", "most right"), ("x", -1)),
+    **dict.fromkeys(("furthest right", "farthest to the right", "at the far right"), ("x", -1)),
+    **{"closest to the left edge": ("x", 0), "closest to the right edge": ("x", -1)},
+    **dict.fromkeys(("topmost", "highest", "uppermost", "top most", "highest up"), ("y", 0)),
+    **dict.fromkeys(("nearest the top", "closest to the top", "at the very top"), ("y", 0)),
+    **dict.fromkeys(("bottommost", "lowest", "bottom most", "lowermost", "lowest down"), ("y", -1)),
+    **dict.fromkeys(("nearest the bottom", "closest to the bottom"), ("y", -1)),
+    **{"at the very bottom": ("y", -1)},
+    **dict.fromkeys(("smallest", "tiniest", "littlest", "that is the smallest"), ("size", 0)),
+    **dict.fromkeys(("that looks smallest", "with the smallest size"), ("size", 0)),
+    **dict.fromkeys(("largest", "biggest", "hugest", "that is the biggest"), ("size", -1)),
+    **dict.fromkeys(("that is the largest", "that looks biggest"), ("size", -1)),
+    **dict.fromkeys(("small", "little", "smaller", "tiny", "mini", "littler"), ("size", 0)),
+    **dict.fromkeys(("small sized",), ("size", 0)),
+    **dict.fromkeys(("big", "large", "bigger", "larger", "huge", "giant"), ("size", -1)),
+    **dict.fromkeys(("great big", "enormous"), ("size", -1)),
+}
 ENDS = {"left": ("x", 0), "right": ("x", -1), "top": ("y", 0), "bottom": ("y", -1), **EXTREMES}
 SIDES = {
-    "left": ("to the left of", "on the left of", "that is left of", "left of"),
-    "right": ("to the right of", "on the right of", "that is right of", "right of"),
-    "above": ("that is above", "above", "over", "higher than"),
-    "below": ("below", "under", "beneath", "lower than"),
-    "beside": ("right next to", "next to", "beside", "close to"),
-    "before": ("in front of", "covering", "partly hiding"),
-    "behind": ("that is behind", "behind", "partly hidden by"),
-    "near": ("closest to", "nearest to"),
-    "far": ("farthest from",),
-}
-SIDE = re.compile(r" (" + "|".join(w for ws in SIDES.values() for w in ws) + r") the ")
-WHERE = (
-    r"(?:at the|in the|on the) ?(?:(top|bottom|upper|lower) (left|right)|(left|right|top|bottom)"
-    r"|(middle|centre|center))(?: corner| side| hand side)?|on (top)|in the (upper|lower) part"
-    r"|(up top)|(down low)"
+    "left": ("to the left of", "on the left of", "left of", "on the left side of", "left from"),
+    "right": ("to the right of", "on the right of", "right of", "on the right side of",
+              "right from"),
+    "above": ("above", "over", "higher than", "up above", "higher up than", "further up than"),
+    "below": ("below", "under", "beneath", "lower than", "underneath", "further down than"),
+    "beside": ("right next to", "next to", "beside", "close to", "near", "by", "adjacent to",
+               "alongside"),
+    "before": ("in front of", "covering", "partly hiding", "blocking", "obscuring",
+               "partially covering"),
+    "behind": ("behind", "partly hidden by", "in back of", "partly covered by",
+               "partially hidden by", "half hidden by", "partially behind"),
+    "near": ("closest to", "nearest to", "nearest"),
+    "far": ("farthest from", "furthest from", "farthest away from", "most distant from"),
+}  # fmt: skip
+_LONGEST_FIRST = sorted((way for ways in SIDES.values() for way in ways), key=len, reverse=True)
+SIDE = re.compile(rf" (?:that is |that's |which is )?({'|'.join(_LONGEST_FIRST)}) (?:the )?")
+NOT = r"(?:that is not|that isn't|that's not|which is not|which isn't)"
+EXCEPT = r"(?:other than|except|except for|but not|apart from)"
+HERE = r" (?:please|thanks|here|in (?:the|this) (?:picture|image|photo|scene))$"
+OPENINGS = (
+    r"^(?:(?:please |can you |could you )?(?:find|select|show|give|mark|pick|highlight|segment"
+    r"|choose|see|spot|look for|look at|point to|click on)(?: me)?|where is|where's|i mean|i want"
+    r"|it is|it's|that would be|i am looking for) (?=the )"
 )
-OPENINGS = r"^(?:find|show me|select|where is|mark|i mean) (?=the )"
+WAYS = {
+    **dict.fromkeys(("left", "right", "top", "bottom"), True),
+    **{"upper": "top", "up": "top", "high": "top", "lower": "bottom", "down": "bottom"},
+    **{"low": "bottom", "below": "bottom", "middle": "middle", "centre": "middle"},
+    **{"center": "middle", "central": "middle"},
+}
+"""Word -> where it says, True for itself."""
+FILLERS = {
+    *("at", "the", "in", "on", "over", "towards", "to", "near", "around", "of", "there", "hand"),
+    *("side", "half", "part", "corner", "picture", "image"),
+}
+STANDS = ("that is", "that's", "which is", "located", "standing", "placed", "sitting")
+
+
+def where(text: str) -> set[str]:
+    """Where a phrase says that something is: "upper right", "down in the left corner". Nothing for
+    any other phrase."""
+    words = text.removeprefix("right in the ").split()
+    if any(word not in WAYS and word not in FILLERS for word in words):
+        return set()
+    ways = {word: WAYS[word] for word in words if word in WAYS}
+    return {word if way is True else str(way) for word, way in ways.items()}
 
 
 def vocabulary() -> dict[str, set[str]]:
@@ -99,43 +136,66 @@ class Reader:
 
     def understood(self, text: str) -> list[int]:
         """Indices of all things that the sentence could mean."""
-        text = re.sub(OPENINGS, "", text)
+        text = re.sub(HERE, "", re.sub(OPENINGS, "", text))
+        text = re.sub(r"\bgray\b", "grey", re.sub(r"\bviolet\b", "purple", text))
         text = text.removeprefix("the ")
-        if match := re.match(r"of the (\w+) (.+) the (.+) one$", text):
+        if match := re.match(r"(?:of|out of|among) the (\w+) (.+) the (.+) one$", text):
             return self.one_of(match[3], match[1], match[2])
-        if match := re.match(r"(.+?)(?: one)? of the (two|three|four|five|six|seven) (.+)$", text):
+        several = r"(two|three|four|five|six|seven|[2-7])"
+        if match := re.match(rf"(.+?)(?: one)?(?: out)? of the {several} (.+)$", text):
             return self.one_of(match[1], match[2], match[3])
-        if (match := re.match(rf"(.+) (?:{WHERE})$", text)) and self.is_noun(match[1]):
-            return self.at(match[1], match.groups()[1:])
-        if match := re.match(rf"(?:{WHERE}) the (.+)$", text):
-            return self.at(match[match.lastindex or 0], match.groups()[:-1])
-        if (match := SIDE.search(text)) and "other than" not in text:
-            return self.beside(text[: match.start()], match[1], text[match.end() :])
+        if self.is_noun(text):
+            return self.noun(text)
+        for noun, said in self.parted(text):
+            if self.is_noun(noun):
+                return self.at(noun, said)
+        for match in SIDE.finditer(text):
+            noun, anchor = text[: match.start()], text[match.end() :]
+            if self.is_noun(noun) and self.is_noun(anchor):
+                return self.beside(noun, match[1], anchor)
         return self.in_order(text)
+
+    def parted(self, text: str) -> list[tuple[str, set[str]]]:
+        """Nouns that a place follows, or stands before, the longest first."""
+        words, found = text.split(), []
+        for k in range(len(words) - 1, 0, -1):
+            noun, rest = " ".join(words[:k]), " ".join(words[k:])
+            for stands in STANDS:
+                noun = noun.removesuffix(f" {stands}")
+            found.append((noun, where(rest)))
+            if words[k] == "the":
+                found.append((" ".join(words[k + 1 :]), where(noun)))
+        return [(noun, said) for noun, said in found if said]
 
     def in_order(self, text: str) -> list[int]:
         number = r"(first|1st|second|2nd|third|3rd|fourth|4th)"
         start = r"(left|right|top|bottom)"
-        if match := re.match(rf"{number} (.+) from (?:the )?{start}$", text):
-            return self.nth(match[2], ORDINALS[match[1]], match[3])
         if match := re.match(rf"{number} from the {start} (.+)$", text):
             return self.nth(match[3], ORDINALS[match[1]], match[2])
+        if match := re.match(
+            rf"{number} (.+?)(?: counting| starting)? from (?:the )?{start}$", text
+        ):
+            return self.nth(match[2], ORDINALS[match[1]], match[3])
+        if match := re.match(
+            rf"(.+) (?:that is|which is|that comes) {number} from the {start}$", text
+        ):
+            return self.nth(match[1], ORDINALS[match[2]], match[3])
         if match := re.match(rf"(.+) number (\w+) from the {start}$", text):
-            return self.nth(match[1], NUMBERS[match[2]], match[3])
+            return self.nth(match[1], numeral(match[2]), match[3])
         if match := re.match(rf"{number} (smallest|largest|biggest) (.+)$", text):
             order = self.ordered(self.noun(match[3]), "size")
+            order = order if match[2] == "smallest" else order[::-1]
             place = ORDINALS[match[1]]
-            return [order[place - 1 if match[2] == "smallest" else -place]]
-        if self.is_noun(text):
-            return self.noun(text)
-        if match := re.match(r"(top|bottom) (left|right) (.+)$", text):
-            return self.at(match[3], match.groups()[:2])
+            return order[place - 1 : place]
         for words, (axis, place) in sorted(EXTREMES.items(), key=lambda entry: -len(entry[0])):
             for noun in (text.removeprefix(f"{words} "), text.removesuffix(f" {words}")):
                 if noun != text and self.is_noun(noun):
-                    return [self.ordered(self.noun(noun), axis)[place]]
-        if match := re.match(r"(left|right|top|bottom|middle) (.+)$", text):
-            return self.at(match[2], (match[1],))
+                    order = self.ordered(self.noun(noun), axis)
+                    return order[:1] if place == 0 else order[-1:]
+        words = text.split()
+        for k in range(1, len(words)):
+            if (said := where(" ".join(words[:k]))) and self.is_noun(" ".join(words[k:])):
+                return self.at(" ".join(words[k:]), said)
         raise AssertionError(f"not understood: {text!r}")
 
     # Nouns.
@@ -149,16 +209,16 @@ class Reader:
 
     def noun(self, text: str) -> list[int]:
         """Indices of the things a noun phrase fits; KeyError for anything else."""
-        match = re.match(r"(.+) (?:that is not|that isn't|which is not) (\w+)$", text)
+        match = re.match(rf"(.+) {NOT} (\w+)$", text)
         if match and match[2] in COLOURS:
             return [i for i in self.noun(match[1]) if self.colour[i][match[2]] < 0.25]
-        if match := re.match(r"(.+) (?:that is not an?|that isn't an?|other than the) (.+)$", text):
+        if match := re.match(rf"(.+) (?:{NOT} an?|{EXCEPT} the) (.+)$", text):
             without = self.noun(match[2])
             return [i for i in self.noun(match[1]) if i not in without]
-        match = re.match(r"(.+) (?:that is|which is|in) (\w+)$", text)
+        match = re.match(r"(.+) (?:that is|that's|which is|in|that looks) (\w+)$", text)
         if match and match[2] in COLOURS:
             return self.of_colour(self.noun(match[1]), match[2])
-        first, _, rest = text.partition(" ")
+        first, _, rest = re.sub(r"^(\w+) colou?red ", r"\1 ", text).partition(" ")
         if first in COLOURS and rest:
             return self.of_colour(self.noun(rest), first)
         if text in FULL_NOUNS:
@@ -174,7 +234,8 @@ class Reader:
 
     def one_of(self, which: str, number: str, many: str) -> list[int]:
         found = self.noun(self.singular(many))
-        assert len(found) == NUMBERS[number], f"{len(found)} {many}, said {number}"
+        if len(found) != numeral(number):
+            return []
         if which == "middle":
             return [self.ordered(found, "x")[len(found) // 2]]
         axis, place = ENDS[which]
@@ -196,28 +257,25 @@ class Reader:
     def nth(self, noun: str, number: int, start: str) -> list[int]:
         axis, way = AXES[start]
         order = self.ordered(self.noun(noun), axis)[::way]
-        return [order[number - 1]]
+        return order[number - 1 : number]
 
-    def at(self, noun: str, where: tuple[str | None, ...]) -> list[int]:
-        said = {word for word in where if word}
+    def at(self, noun: str, said: set[str]) -> list[int]:
         found = []
         for i in self.noun(noun):
             x, y = self.items[i].x / self.facts.width, self.items[i].y / self.facts.height
             true = {
                 **{"left": x < 0.5, "right": x > 0.5},
-                **dict.fromkeys(("top", "upper", "up top"), y < 0.5),
-                **dict.fromkeys(("bottom", "lower", "down low"), y > 0.5),
-                **dict.fromkeys(
-                    ("middle", "centre", "center"), 0.27 < x < 0.73 and 0.27 < y < 0.73
-                ),
+                **{"top": y < 0.5, "bottom": y > 0.5},
+                "middle": 0.27 < x < 0.73 and 0.27 < y < 0.73,
             }
-            if said and all(true[word] for word in said):
+            if all(true[word] for word in said):
                 found.append(i)
         return found
 
     def beside(self, noun: str, side: str, anchor: str) -> list[int]:
         anchors = self.noun(anchor)
-        assert len(anchors) == 1, f"{anchor!r} means {len(anchors)} things"
+        if len(anchors) != 1:
+            return []
         at = anchors[0]
         found = [i for i in self.noun(noun) if i != at]
         way = next(name for name, words in SIDES.items() if side in words)
@@ -226,7 +284,7 @@ class Reader:
             order = sorted(
                 found, key=lambda i: (self.items[i].x - a.x) ** 2 + (self.items[i].y - a.y) ** 2
             )
-            return [order[0 if way == "near" else -1]]
+            return order[:1] if way == "near" else order[-1:]
         return [i for i in found if self.is_beside(way, i, at)]
 
     def is_beside(self, way: str, i: int, at: int) -> bool:
@@ -244,6 +302,10 @@ class Reader:
             return meet and (i > at if way == "before" else i < at) and at in item.touches
         gain = {"left": a.x - item.x, "right": item.x - a.x, "above": a.y - item.y}
         return bool(gain.get(way, item.y - a.y) > level)
+
+
+def numeral(text: str) -> int:
+    return NUMBERS.get(text) or int(text)
 
 
 def boxed(mask: np.ndarray) -> np.ndarray:

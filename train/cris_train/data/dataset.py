@@ -15,6 +15,7 @@ from cris_deploy.words.cleaning import clean
 from cris_train.data.augment import Augment, augmented
 from cris_train.data.batch import Sample
 from cris_train.data.refer import ReferImage, ReferObject
+from cris_train.data.strange import with_strange_word
 from cris_train.data.target import TargetSampling, mask_target
 from cris_train.model import CrisConfig
 
@@ -28,6 +29,7 @@ class ReferData:
         sampling: How masks become targets.
         cache: Whether pictures and targets are kept, as uint8, once they have been read.
         augment: How much pictures change each time they are read; None for not at all.
+        strange_words: Share of expressions with a random word among their own (`strange.py`).
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class ReferData:
         sampling: TargetSampling = TargetSampling.COVERAGE,
         cache: bool = True,
         augment: Augment | None = None,
+        strange_words: float = 0.0,
     ) -> None:
         """`max_words` leaves longer expressions out (None keeps all).
 
@@ -55,6 +58,7 @@ class ReferData:
         self.cache = cache
         self.sampling = sampling
         self.augment = augment
+        self.strange_words = strange_words
         self._tokenizer = SimpleTokenizer()
         self._tokens: dict[str, npt.NDArray[np.int64]] = {}
         self._squares: dict[int, npt.NDArray[np.uint8]] = {}
@@ -116,7 +120,7 @@ class ReferData:
         Args:
             index: Of `images`.
             said: (object of the picture, expression of that object), k times.
-            rng: What `augment` draws from; None leaves the picture as it is.
+            rng: What `augment` and `strange_words` draw from; None leaves all as it is.
 
         Raises:
             ImageError: the picture cannot be read.
@@ -136,11 +140,23 @@ class ReferData:
                 rng=rng,
             )
             bytes_ = np.rint(changed.targets * 255).astype(np.uint8)
-            tokens = np.stack([self.tokens(one) for one in changed.said])
+            tokens = self._said(changed.said, rng)
             return Sample(changed.square, tokens, bytes_, image.path.name)
-        tokens = np.stack([self.tokens(one) for one in words])
+        tokens = self._said(words, rng)
         targets = [self.target(image, item) for item in items]
         return Sample(self.square(index), tokens, np.stack(targets), image.path.name)
+
+    def _said(
+        self, expressions: Sequence[str], rng: np.random.Generator | None
+    ) -> npt.NDArray[np.int64]:
+        rows = [self.tokens(one) for one in expressions]
+        if rng is not None and self.strange_words:
+            drawn = rng.random(len(rows)) < self.strange_words
+            rows = [
+                with_strange_word(row, rng) if strange else row
+                for row, strange in zip(rows, drawn, strict=True)
+            ]
+        return np.stack(rows)
 
 
 def read_picture(image: ReferImage) -> npt.NDArray[np.uint8]:

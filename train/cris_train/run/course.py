@@ -164,6 +164,7 @@ def _feed(
         sampling=config.target,
         cache=config.cache,
         augment=config.augment,
+        strange_words=config.strange_words,
     )
     plan = FeedPlan(
         draw=config.draw,

@@ -82,6 +82,7 @@ class TrainConfig:
         hold_out: Share of the training pictures to measure on where there is no `val_split`; 0: an
             error (`data/choose.py`).
         augment: How much training pictures change (`data/augment.py`); None for not at all.
+        strange_words: Share of training expressions with a random word more (`data/strange.py`).
         skip_broken: Leave out, and count, unusable pictures of either split; else an error.
         output: Folder for checkpoints and logs.
         seed: Of initialisation, order, draws and dropout.
@@ -137,6 +138,7 @@ class TrainConfig:
     val_split: str = "val"
     hold_out: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     augment: Augment | None = None
+    strange_words: Share = 0.0
     skip_broken: bool = False
     output: str = "runs/cris"
     seed: Count = 0
