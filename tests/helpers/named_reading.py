@@ -79,12 +79,12 @@ OPENINGS = (
     r"|it is|it's|that would be|i am looking for) (?=the )"
 )
 WAYS = {
-    **dict.fromkeys(("left", "right", "top", "bottom"), True),
+    **{way: way for way in ("left", "right", "top", "bottom")},
     **{"upper": "top", "up": "top", "high": "top", "lower": "bottom", "down": "bottom"},
     **{"low": "bottom", "below": "bottom", "middle": "middle", "centre": "middle"},
     **{"center": "middle", "central": "middle"},
 }
-"""Word -> where it says, True for itself."""
+"""Word -> where it says."""
 FILLERS = {
     *("at", "the", "in", "on", "over", "towards", "to", "near", "around", "of", "there", "hand"),
     *("side", "half", "part", "corner", "picture", "image"),
@@ -98,8 +98,7 @@ def where(text: str) -> set[str]:
     words = text.removeprefix("right in the ").split()
     if any(word not in WAYS and word not in FILLERS for word in words):
         return set()
-    ways = {word: WAYS[word] for word in words if word in WAYS}
-    return {word if way is True else str(way) for word, way in ways.items()}
+    return {WAYS[word] for word in words if word in WAYS}
 
 
 def vocabulary() -> dict[str, set[str]]:
