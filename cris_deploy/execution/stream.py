@@ -61,7 +61,7 @@ def segment_pairs(
                     ahead.append(drawer.draw(pair))
             if not ahead:
                 break
-            batch = [ahead.popleft() for _ in range(min(batch_size, len(ahead)))]
+            batch = deque(ahead.popleft() for _ in range(min(batch_size, len(ahead))))
             yield from _run_batch(steps, result, batch)
         if ended is not None:
             raise ended
@@ -70,30 +70,54 @@ def segment_pairs(
 
 
 def _run_batch(
-    steps: Steps, result: Callable[[Decoded, Prompt], _T], batch: list[_Drawn | CrisError]
+    steps: Steps, result: Callable[[Decoded, Prompt], _T], batch: deque[_Drawn | CrisError]
 ) -> Iterator[_T | CrisError]:
-    errors: list[CrisError | None] = []
+    # An error holds the frames that it came through and those that called them. So that none of
+    # them holds the error, which would keep all, and the pixels, until the collector comes: what
+    # is given out is taken from a queue, and what fails is caught in functions of their own.
+    errors: deque[CrisError | None] = deque()
     pictures: list[Picture] = []
     prompts: list[Prompt] = []
-    for drawn in batch:
-        try:
-            if isinstance(drawn, CrisError):
-                raise drawn
-            pictures.append(drawn.picture.result())
-        except CrisError as error:
-            errors.append(error)
-        else:
-            prompts.append(drawn.prompt)
-            errors.append(None)
-    results: Iterator[_T | CrisError] = iter(())
-    if pictures:
-        try:
-            decoded = steps.decode_masks(steps.encode_pictures(pictures), prompts)
-            results = iter([result(*item) for item in zip(decoded, prompts, strict=True)])
-        except BackendError as failure:
-            results = iter([failure] * len(pictures))
-    for error_of_pair in errors:
-        yield next(results) if error_of_pair is None else error_of_pair
+    while batch:
+        _take(batch, errors, pictures, prompts)
+    results = _segmented(steps, result, pictures, prompts) if pictures else deque()
+    while errors:
+        yield errors.popleft() or results.popleft()
+
+
+def _take(
+    batch: deque[_Drawn | CrisError],
+    errors: deque[CrisError | None],
+    pictures: list[Picture],
+    prompts: list[Prompt],
+) -> None:
+    """Move the first of `batch`: to `pictures` and `prompts`, or what is wrong with it to `errors`,
+    which gets None for what is right."""
+    drawn = batch.popleft()
+    if isinstance(drawn, CrisError):
+        errors.append(drawn)
+        return
+    try:
+        pictures.append(drawn.picture.result())
+        prompts.append(drawn.prompt)
+        errors.append(None)
+    except CrisError as error:
+        errors.append(error)
+    finally:
+        del drawn
+
+
+def _segmented(
+    steps: Steps,
+    result: Callable[[Decoded, Prompt], _T],
+    pictures: list[Picture],
+    prompts: list[Prompt],
+) -> deque[_T | CrisError]:
+    try:
+        decoded = steps.decode_masks(steps.encode_pictures(pictures), prompts)
+        return deque(result(*item) for item in zip(decoded, prompts, strict=True))
+    except BackendError as failure:
+        return deque([failure] * len(pictures))
 
 
 class _Drawer:

@@ -1,7 +1,9 @@
 """Streams over buffers that are used again, bad images that are passed by, and threads."""
 
+import gc
 import threading
 import time
+import weakref
 
 import cv2
 import numpy as np
@@ -209,6 +211,27 @@ def test_a_bad_file_that_comes_again_is_an_error_each_time(engine, tmp_path):
     path.write_bytes(b"rubbish")
     items = list(engine.stream([(path, "a")] * 3, on_error="yield"))
     assert [type(item) for item in items] == [ImageError] * 3
+
+
+def test_an_error_that_is_let_go_is_gone_at_once(engine, frames, tmp_path, monkeypatch):
+    """Not with the collector's next turn: its traceback holds the pixels of its batch."""
+
+    def failing(*arguments):
+        raise BackendError("out of memory")
+
+    broken = tmp_path / "x.png"
+    broken.write_bytes(b"rubbish")
+    pairs = [(broken, "a"), (b"rubbish", "a"), ("none.png", "a"), None, (frames[0], "a")]
+    monkeypatch.setattr(engine.pipeline, "decode", failing)
+    gc.collect()
+    gc.disable()
+    try:
+        items = list(engine.stream(pairs, batch_size=len(pairs), on_error="yield"))
+        kept = [weakref.ref(item) for item in items]
+        del items
+        assert [ref() for ref in kept] == [None] * len(pairs)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("count", [2, 9])
