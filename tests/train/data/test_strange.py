@@ -1,6 +1,5 @@
 """Random words among an expression's own: where they stand, and what stays."""
 
-
 import numpy as np
 import pytest
 from open_clip.tokenizer import SimpleTokenizer
