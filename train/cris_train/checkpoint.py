@@ -185,6 +185,10 @@ def _unpickled(path: Path) -> Any:
         zipped = _is_archive(path)
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
         raise _unreadable(path, error) from error
+    except zipfile.BadZipFile as error:  # Python's question itself raises, of a damaged zip64 end
+        raise CheckpointError(
+            f"{path}: truncated or not a PyTorch checkpoint ({error}); copy the file again"
+        ) from error
     try:
         # The scheduler of the reference keeps its milestones in a Counter.
         with torch.serialization.safe_globals([Counter]), warnings.catch_warnings():

@@ -222,3 +222,12 @@ def test_numbers_that_are_none(tmp_path: Path, model: Cris, changes: dict[str, A
     path = reference_file(tmp_path / "x.pth", model, **changes)
     with pytest.raises(CheckpointError, match=f"{next(iter(changes))} is"):
         checkpoint.load(path)
+
+
+def test_an_archive_that_says_it_is_of_many_disks_is_refused(tmp_path: Path) -> None:
+    """Found by fuzzing: `zipfile.is_zipfile` raises of such an end."""
+    path = tmp_path / "x.pth"
+    locator = b"PK\x06\x07" + (0).to_bytes(4, "little") + bytes(8) + (9).to_bytes(4, "little")
+    path.write_bytes(locator + b"PK\x05\x06" + bytes(18))
+    with pytest.raises(CheckpointError, match="multiple disks"):
+        checkpoint.load(path)
