@@ -186,9 +186,7 @@ def _unpickled(path: Path) -> Any:
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
         raise _unreadable(path, error) from error
     except zipfile.BadZipFile as error:  # Python's question itself raises, of a damaged zip64 end
-        raise CheckpointError(
-            f"{path}: truncated or not a PyTorch checkpoint ({error}); copy the file again"
-        ) from error
+        raise _damaged(path, str(error)) from error
     try:
         # The scheduler of the reference keeps its milestones in a Counter.
         with torch.serialization.safe_globals([Counter]), warnings.catch_warnings():
@@ -206,10 +204,7 @@ def _unpickled(path: Path) -> Any:
     except OSError as error:
         raise _unreadable(path, error) from error
     except Exception as error:  # torch.load raises what its parts raise, per kind of damage
-        raise CheckpointError(
-            f"{path}: truncated or not a PyTorch checkpoint ({type(error).__name__}); "
-            f"copy the file again"
-        ) from error
+        raise _damaged(path, type(error).__name__) from error
 
 
 def _is_archive(path: Path) -> bool:
@@ -282,6 +277,12 @@ def _sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise _unreadable(path, error) from error
+
+
+def _damaged(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: truncated or not a PyTorch checkpoint ({why}); copy the file again"
+    )
 
 
 def _unreadable(path: Path, error: OSError | ValueError) -> CheckpointError:

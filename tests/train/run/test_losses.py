@@ -31,8 +31,8 @@ def test_is_the_papers_mean_over_pixels(soft: bool) -> None:
 
 
 def test_dice_counts_every_expression_alike() -> None:
-    """The same share of a small and of a large object found costs the same, by hand; the mean over
-    pixels makes four times of it."""
+    """Half of a small and half of a large object found cost nearly the same, by hand; in the mean
+    over pixels the large one costs four times as much."""
     target = torch.zeros(2, 1, 8, 8)
     target[0, 0, :2, :2], target[1, 0, :4, :4] = 1, 1
     logits = torch.full_like(target, -30.0)
