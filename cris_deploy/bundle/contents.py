@@ -79,7 +79,7 @@ def check_external_data(root: Path, name: str, manifest: Manifest) -> None:
 
 
 def check_file(
-    root: Path, name: str, record: FileRecord, verify: bool, *, links: bool = True
+    root: Path, name: str, record: FileRecord, verify: bool, *, links: bool
 ) -> FileState:
     """Check that a file is there, inside, as long as listed, and with its hash if `verify`.
 

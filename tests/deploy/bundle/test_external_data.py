@@ -72,6 +72,24 @@ def test_external_data_is_found_wherever_a_graph_may_have_it():
     assert locations(model.SerializeToString()) == set("abcdefghijklmnop")
 
 
+def test_a_graph_inside_another_without_end():
+    graph = onnx.helper.make_graph([], "location", [], [])
+    for depth in (20, 22):  # three messages each: graph, node, attribute
+        model = onnx.helper.make_model(_inside(graph, depth))
+        if depth == 20:
+            assert locations(model.SerializeToString()) == set()
+            continue
+        with pytest.raises(ValueError, match="too deep"):
+            locations(model.SerializeToString())
+
+
+def _inside(graph: onnx.GraphProto, times: int) -> onnx.GraphProto:
+    for _ in range(times):
+        node = onnx.helper.make_node("Loop", [], [], body=graph)
+        graph = onnx.helper.make_graph([node], "outer", [], [])
+    return graph
+
+
 @pytest.mark.parametrize(
     "content", [b"not a graph", b"\x3a\xff", b"\x3a\x05ab", b"\xff" * 12, b"\x3b", bytes(9)]
 )

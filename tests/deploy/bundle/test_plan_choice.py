@@ -92,6 +92,9 @@ def test_hardware_compatible_plans_run_from_ampere_on(bundle: Bundle) -> None:
     record = add_trt(bundle, hardware_compatible=True)
     host = Host(TRT, "10.13.2.6", "sm86", "NVIDIA GeForce RTX 3090")
     assert plans.why_not(record, bundle, host) is None
+    for capability, fits in (("sm79", False), ("sm80", True)):
+        there = dataclasses.replace(host, compute_capability=capability)
+        assert (plans.why_not(record, bundle, there) is None) is fits
     turing = dataclasses.replace(host, compute_capability="sm75", gpu="Tesla T4")
     reason = plans.why_not(record, bundle, turing)
     assert reason == "wants sm80 or newer, here is Tesla T4 (sm75)"

@@ -81,6 +81,19 @@ def test_weights_beyond_their_file(own_bundle):
         fingerprint(own_bundle, {GraphName.FULL: "full.onnx"})
 
 
+def test_a_weight_in_a_file_outside(own_bundle, tmp_path):
+    (tmp_path / "weights.bin").write_bytes((own_bundle / "weights.bin").read_bytes())
+    path = own_bundle / "full.onnx"
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = str(tmp_path / "weights.bin")
+    onnx.save(model, path)
+    with pytest.raises(BundleError, match="it is no file of the bundle"):
+        fingerprint(own_bundle, {GraphName.FULL: "full.onnx"})
+
+
 @pytest.mark.parametrize(("offset", "length"), [(-1, 1), (2, -1), (0, 5), (4, 1)])
 def test_a_weight_at_no_place_of_its_file(tmp_path, offset, length):
     (tmp_path / "weights.bin").write_bytes(b"1234")
