@@ -43,6 +43,7 @@ def test_external_data_is_found_wherever_a_graph_may_have_it():
         tensor.data_location = onnx.TensorProto.EXTERNAL
         tensor.external_data.add(key="offset", value="0")
         tensor.external_data.add(key="location", value=location)
+        tensor.external_data.add(key="note", value="location")  # which names no file
         return tensor
 
     make, sparse = onnx.helper.make_node, onnx.SparseTensorProto
@@ -72,11 +73,21 @@ def test_external_data_is_found_wherever_a_graph_may_have_it():
     assert locations(model.SerializeToString()) == set("abcdefghijklmnop")
 
 
+def test_a_number_of_eight_bytes_is_no_key():
+    """Protocol buffers' readers skip a field of another kind than its own."""
+    entry = b"\x09location\x12\x01x"  # field 1 as a number, then the value
+    message = entry
+    for tag in (0x6A, 0x2A, 0x3A):  # entry of a tensor of a graph of a model
+        message = bytes([tag, len(message)]) + message
+    assert onnx.ModelProto.FromString(message).graph.initializer[0].external_data[0].key == ""
+    assert locations(message) == set()
+
+
 def test_a_graph_inside_another_without_end():
     graph = onnx.helper.make_graph([], "location", [], [])
-    for depth in (20, 22):  # three messages each: graph, node, attribute
+    for depth in (21, 22):  # three messages each: graph, node, attribute
         model = onnx.helper.make_model(_inside(graph, depth))
-        if depth == 20:
+        if depth == 21:  # the innermost is the 64th
             assert locations(model.SerializeToString()) == set()
             continue
         with pytest.raises(ValueError, match="too deep"):

@@ -51,7 +51,9 @@ def test_quantisation(tiny_bundle):
     assert earlier.weight_levels == 127
     today = dataclasses.replace(earlier, quantisation=Quantisation(64, 0.995, 0.99))
     assert today.weight_levels == 64
-    assert Manifest.from_json(today.to_json(), "m") == today
+    for correlation in (0.995, -1.0, 1.0):
+        made = dataclasses.replace(today, quantisation=Quantisation(64, correlation, 0.99))
+        assert Manifest.from_json(made.to_json(), "m") == made
     for field, value in (
         *(("weight_levels", 0), ("correlation", 1.5), ("correlation", -1.5)),
         ("min_correlation", None),

@@ -104,6 +104,7 @@ def test_a_plan_of_another_export_is_refused(bundle: Bundle) -> None:
     add_plan(bundle, graph_sha256="0" * 64)
     with pytest.raises(BackendError, match="was built from another export of this bundle"):
         plans.choose_plan(bundle, GraphName.FULL, HOST)
-    add_plan(bundle, weights_sha256="0" * 64)
+    record = add_plan(bundle, weights_sha256="0" * 64)
+    assert plans.why_not(record, bundle, HOST) == "was built from another export of this bundle"
     with pytest.raises(BackendError, match="was built from another export of this bundle"):
         plans.choose_plan(bundle, GraphName.FULL, HOST)

@@ -62,7 +62,7 @@ def test_missing_short_and_extra_files(own_bundle, verify):
 def test_directory_instead_of_file(own_bundle):
     (own_bundle / WEIGHTS).unlink()
     (own_bundle / WEIGHTS).mkdir()
-    with pytest.raises(BundleError, match="not a file"):
+    with pytest.raises(BundleError, match="is not a file: copy or export the bundle again"):
         Bundle.open(own_bundle)
 
 
@@ -86,12 +86,12 @@ def test_link_inside_and_link_to_the_bundle(own_bundle, tmp_path):
 
 
 def test_not_a_bundle(tmp_path):
-    with pytest.raises(BundleError, match=r"does not exist.*cris-export"):
+    with pytest.raises(BundleError, match=rf"{tmp_path}/none does not exist: give .*cris-export"):
         Bundle.open(tmp_path / "none")
     with pytest.raises(BundleError, match="has no manifest"):
         Bundle.open(tmp_path)
     (tmp_path / "file").write_text("x")
-    with pytest.raises(BundleError, match="not a directory"):
+    with pytest.raises(BundleError, match=rf"{tmp_path}/file is not a directory: give"):
         Bundle.open(tmp_path / "file")
 
 

@@ -81,30 +81,48 @@ def test_weights_beyond_their_file(own_bundle):
         fingerprint(own_bundle, {GraphName.FULL: "full.onnx"})
 
 
-def test_a_weight_in_a_file_outside(own_bundle, tmp_path):
-    (tmp_path / "weights.bin").write_bytes((own_bundle / "weights.bin").read_bytes())
-    path = own_bundle / "full.onnx"
-    model = onnx.load(path, load_external_data=False)
-    for tensor in model.graph.initializer:
-        for entry in tensor.external_data:
-            if entry.key == "location":
-                entry.value = str(tmp_path / "weights.bin")
-    onnx.save(model, path)
+@pytest.mark.parametrize("location", ["../weights.bin", "{outside}/weights.bin"])
+def test_a_weight_in_a_file_outside(tmp_path, location):
+    (tmp_path / "weights.bin").write_bytes(b"1234")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "weights.bin").write_bytes(b"1234")
+    full = outside(folder, {"location": location.format(outside=tmp_path)})
     with pytest.raises(BundleError, match="it is no file of the bundle"):
-        fingerprint(own_bundle, {GraphName.FULL: "full.onnx"})
+        fingerprint(folder, full)
+
+
+@pytest.mark.parametrize(
+    ("place", "part"),
+    [
+        ({}, b"1234"),
+        ({"offset": 2}, b"34"),
+        ({"length": 3}, b"123"),
+        ({"offset": 2, "length": 0}, b""),
+    ],
+)
+def test_a_weight_whose_place_is_not_wholly_told(tmp_path, place, part):
+    (tmp_path / "weights.bin").write_bytes(b"1234")
+    full = outside(tmp_path, {"location": "weights.bin", **place})
+    assert fingerprint(tmp_path, full) == {GraphName.FULL: {"w": hashlib.sha256(part).hexdigest()}}
+
+
+def outside(folder, place):
+    """Write a graph that has one weight, "w", in another file."""
+    tensor = onnx.TensorProto(name="w", data_type=1, dims=[1], data_location=1)
+    for key, value in place.items():
+        tensor.external_data.add(key=key, value=str(value))
+    graph = onnx.GraphProto(initializer=[tensor])
+    (folder / "full.onnx").write_bytes(onnx.ModelProto(graph=graph).SerializeToString())
+    return {GraphName.FULL: "full.onnx"}
 
 
 @pytest.mark.parametrize(("offset", "length"), [(-1, 1), (2, -1), (0, 5), (4, 1)])
 def test_a_weight_at_no_place_of_its_file(tmp_path, offset, length):
     (tmp_path / "weights.bin").write_bytes(b"1234")
-    tensor = onnx.TensorProto(name="w", data_type=1, dims=[1], data_location=1)
-    place = {"location": "weights.bin", "offset": offset, "length": length}
-    for key, value in place.items():
-        tensor.external_data.add(key=key, value=str(value))
-    graph = onnx.GraphProto(initializer=[tensor])
-    (tmp_path / "full.onnx").write_bytes(onnx.ModelProto(graph=graph).SerializeToString())
+    full = outside(tmp_path, {"location": "weights.bin", "offset": offset, "length": length})
     with pytest.raises(BundleError, match=rf"it has no {length} bytes from {offset} on"):
-        fingerprint(tmp_path, {GraphName.FULL: "full.onnx"})
+        fingerprint(tmp_path, full)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +142,7 @@ def test_a_weight_that_is_no_message(tmp_path, tensor):
 
 def test_of_a_name_given_twice_the_last_counts(tmp_path):
     """As protocol buffers' readers take it, so that no runtime reads another weight than we."""
-    tensor = b"\x42\x01v\x42\x01w\x4a\x01\x07"
+    tensor = b"\x42\x01v\x42\x01w\x40\x05\x4a\x01\x07"  # then one that is a number, and none
     graph = bytes([0x2A, len(tensor)]) + tensor
     model = bytes([0x3A, len(graph)]) + graph
     (tmp_path / "full.onnx").write_bytes(model)
