@@ -14,6 +14,7 @@ from tests.helpers.tiny_plans import HOST, RTX, TRT, add_plan, add_trt, listed
 def test_a_bundle_without_plans_has_none_and_says_how_to_build(bundle: Bundle) -> None:
     assert plans.read_plans(bundle) == ()
     command = f"cris-export build {bundle.path} --engine tensorrt-rtx --target sm86"
+    add_plan(bundle, graph=GraphName.TEXT_ENCODER)
     with pytest.raises(BackendError, match="has no tensorrt-rtx plan of full") as error:
         plans.choose_plan(bundle, GraphName.FULL, HOST)
     assert command in str(error.value)

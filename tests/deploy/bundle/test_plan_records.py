@@ -131,6 +131,22 @@ def test_a_changed_plan_is_refused(bundle: Bundle) -> None:
     path.unlink()
     with pytest.raises(BackendError, match="cannot be read"):
         plans.read_plan(bundle, record)
+    command = f"cris-export build {bundle.path} --engine tensorrt-rtx --target sm86,sm120"
+    assert command in plans.rebuild_command(bundle, record)
+
+
+def test_sidecars_that_cannot_be_read(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_plan(bundle)
+    (plans.folder(bundle) / f"other.plan{plans.SIDECAR}").mkdir()
+    with pytest.raises(BackendError, match=r"other\.plan\.json cannot be read .*: build it again"):
+        plans.read_plans(bundle)
+
+    def refused(path: Path, pattern: str) -> list[Path]:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "glob", refused)
+    with pytest.raises(BackendError, match=r"cannot be read \(.*denied\): build it again"):
+        plans.read_plans(bundle)
 
 
 def test_a_sidecar_without_end_is_not_read(bundle: Bundle) -> None:

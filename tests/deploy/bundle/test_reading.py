@@ -30,6 +30,7 @@ def test_round_trip(tiny_bundle):
     }
     assert bundle.graph(GraphName.FULL).is_file()
     assert bundle.tokenizer.is_file()
+    assert "FileState" not in repr(bundle)
     sample, _ = bundle.manifest.samples
     assert bundle.sample_image(sample).is_file()
     assert bundle.sample_logits(sample).shape == (tiny.SIZE // 4, tiny.SIZE // 4)
@@ -89,6 +90,9 @@ def test_not_a_bundle(tmp_path):
     with pytest.raises(BundleError, match=rf"{tmp_path}/none does not exist: give .*cris-export"):
         Bundle.open(tmp_path / "none")
     with pytest.raises(BundleError, match="has no manifest"):
+        Bundle.open(tmp_path)
+    (tmp_path / MANIFEST).mkdir()
+    with pytest.raises(BundleError, match=rf"{MANIFEST} cannot be read .*: copy or export"):
         Bundle.open(tmp_path)
     (tmp_path / "file").write_text("x")
     with pytest.raises(BundleError, match=rf"{tmp_path}/file is not a directory: give"):

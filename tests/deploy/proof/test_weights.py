@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from cris_deploy.bundle.fingerprints import fingerprint
+from cris_deploy.bundle.fingerprints import changed_weights, fingerprint
 from cris_deploy.bundle.manifest import GraphName
 from cris_deploy.errors import BundleError
 from cris_deploy.proof.gate import (
@@ -37,6 +37,15 @@ def test_a_weight_that_changed_after_the_export_names_its_layer(own_bundle, stag
     # Without the hashes the weights are looked at if something else is wrong.
     unverified = run_check(own_bundle, verify=False)
     assert unverified.changed == (report.changed if noise == 0.05 else ())
+
+
+def test_two_weights_that_changed_into_the_same_are_both_named(tmp_path):
+    both = [onnx.TensorProto(name=name, data_type=1, raw_data=b"1234") for name in ("v", "w")]
+    model = onnx.ModelProto(graph=onnx.GraphProto(initializer=both))
+    (tmp_path / "x.onnx").write_bytes(model.SerializeToString())
+    recorded = {GraphName.MASK_DECODER: {"v": "0" * 64, "w": "1" * 64}}
+    changed = changed_weights(tmp_path, {GraphName.MASK_DECODER: "x.onnx"}, recorded)
+    assert [weight.tensor for weight in changed] == ["v", "w"]
 
 
 def test_weights_that_are_gone_or_new_are_changed(own_bundle):
