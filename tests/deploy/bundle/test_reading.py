@@ -123,6 +123,7 @@ def test_files_that_are_no_longer_what_was_opened(own_bundle, name):
     path = own_bundle / name
     os.link(path, own_bundle / "link")  # changes its status, not what it is
     os.utime(path)
+    assert Bundle.open(own_bundle) == bundle
     bundle.require_unchanged(list(GraphName))
     (own_bundle / "copy").write_bytes(path.read_bytes())
     (own_bundle / "copy").rename(path)
