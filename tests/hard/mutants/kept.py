@@ -112,6 +112,7 @@ def run(
     if again:
         results = {name: result for name, result in results.items() if result != "survived"}
     part["results"] = results
+    part["reasons"] = {name: why for name, why in part["reasons"].items() if name in found}
     left = [name for name in found if name not in results]
     for number, name in enumerate(left[:most]):
         while pause is not None and pause.exists():
@@ -136,6 +137,10 @@ def _write(record: Path, content: dict[str, Any], part: dict[str, Any]) -> None:
         "tried": tried,
         "caught_percent": round(100 * caught / tried, 1) if tried else None,
     }
-    survivors = sorted(name for name, result in results.items() if result == "survived")
-    part["reasons"] = {name: part["reasons"].get(name, "") for name in survivors}
+    survivors = {name for name, result in results.items() if result == "survived"}
+    # A reason stays while its mutant waits to be tried again.
+    waiting = part["reasons"].keys() - results.keys()
+    part["reasons"] = {
+        name: part["reasons"].get(name, "") for name in sorted(survivors | waiting)
+    }
     write_whole(record, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
