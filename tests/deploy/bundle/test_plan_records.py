@@ -123,7 +123,9 @@ def test_a_changed_plan_is_refused(bundle: Bundle) -> None:
     path = plans.folder(bundle) / record.file
     assert plans.read_plan(bundle, record) == PLAN
     path.write_bytes(PLAN[:-1] + b"?")
-    with pytest.raises(BackendError, match=r"\.plan is damaged: its SHA-256 .* --target sm86,sm120"):
+    with pytest.raises(
+        BackendError, match=r"\.plan is damaged: its SHA-256 .* --target sm86,sm120"
+    ):
         plans.read_plan(bundle, record)
     path.write_bytes(PLAN[:-1])
     with pytest.raises(BackendError, match="is damaged: 37 bytes instead of 38"):

@@ -140,7 +140,5 @@ def _write(record: Path, content: dict[str, Any], part: dict[str, Any]) -> None:
     survivors = {name for name, result in results.items() if result == "survived"}
     # A reason stays while its mutant waits to be tried again.
     waiting = part["reasons"].keys() - results.keys()
-    part["reasons"] = {
-        name: part["reasons"].get(name, "") for name in sorted(survivors | waiting)
-    }
+    part["reasons"] = {name: part["reasons"].get(name, "") for name in sorted(survivors | waiting)}
     write_whole(record, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
