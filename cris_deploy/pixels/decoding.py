@@ -132,6 +132,10 @@ def _what_it_is(head: bytes) -> str:
     start = head.lstrip().lower()
     if head.startswith(b"version https://git-lfs"):
         return "is a Git LFS pointer, not the image: run 'git lfs pull'"
+    if head[4:12] == b"ftypavif":
+        return (
+            "is AVIF, which this build of Pillow does not read: install another, or save it as PNG"
+        )
     if head[4:8] == b"ftyp":
         return "is a HEIC picture or a video: convert it to JPEG or PNG"
     if start.startswith((b"<!doctype html", b"<html")):

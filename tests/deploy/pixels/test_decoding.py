@@ -59,6 +59,13 @@ def test_files_give_opencvs_pixels(picture, tmp_path, name):
         np.testing.assert_array_equal(pixels, expected)
 
 
+def test_avif_where_pillow_was_built_without_it(picture, monkeypatch):
+    data = variants(picture)["plain.avif"]
+    monkeypatch.delitem(Image.OPEN, "AVIF")
+    with pytest.raises(ImageError, match="is AVIF, which this build of Pillow does not read"):
+        decode(data)
+
+
 def test_lossless_files_give_what_was_saved(picture):
     for kind in ("PNG", "BMP", "TIFF", "PPM"):
         np.testing.assert_array_equal(decode(save(Image.fromarray(picture), kind)), picture)
