@@ -15,7 +15,7 @@ tests() { "$lowest/bin/python" -m pytest -q -p no:cacheprovider -n 2 --dist load
 test -x "$lowest/bin/python" || "$uv" venv --quiet --python 3.11 "$lowest"
 # What tests are run with is no dependency of users: today's.
 "$uv" pip install --quiet --python "$lowest/bin/python" pytest pytest-xdist hypothesis \
-  httpx pybind11
+  httpx pybind11 'cuda-bindings>=13.0,<14' 'cuda-core>=1.1'
 
 if [ "$part" != train ]; then
   # onnx makes the bundles of these tests; nothing else of the extra `export` is needed.
