@@ -84,23 +84,18 @@ def test_a_number_of_eight_bytes_is_no_key():
 
 
 def test_a_graph_inside_another_without_end():
-    node = onnx.helper.make_node("location", [], [])
-    for nodes in ([], [node]):
-        graph = onnx.helper.make_graph(nodes, "location", [], [])
-        # Three messages each: graph, node, attribute. The innermost graph is the 64th.
-        model = onnx.helper.make_model(_inside(graph, 21)).SerializeToString()
-        if not nodes:
-            assert locations(model) == set()
-            continue
-        with pytest.raises(ValueError, match="too deep"):
-            locations(model)
+    # Three messages each: graph, node, attribute. The innermost graph is the 64th.
+    assert locations(_inside_21_graphs([])) == set()
+    with pytest.raises(ValueError, match="too deep"):
+        locations(_inside_21_graphs([onnx.helper.make_node("location", [], [])]))
 
 
-def _inside(graph: onnx.GraphProto, times: int) -> onnx.GraphProto:
-    for _ in range(times):
+def _inside_21_graphs(nodes: list[onnx.NodeProto]) -> bytes:
+    graph = onnx.helper.make_graph(nodes, "location", [], [])
+    for _ in range(21):
         node = onnx.helper.make_node("Loop", [], [], body=graph)
         graph = onnx.helper.make_graph([node], "outer", [], [])
-    return graph
+    return onnx.helper.make_model(graph).SerializeToString()
 
 
 @pytest.mark.parametrize(

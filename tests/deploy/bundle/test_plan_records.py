@@ -163,13 +163,12 @@ def test_a_sidecar_of_the_greatest_length(bundle: Bundle) -> None:
     record = add_plan(bundle)
     path = plans.write_sidecar(plans.folder(bundle), record)
     assert path == plans.folder(bundle) / (record.file + plans.SIDECAR)
-    for length in (2**20, 2**20 + 1):
-        path.write_bytes(record.to_json().encode().ljust(length))
-        if length == 2**20:
-            assert plans.read_plans(bundle) == (record,)
-            continue
-        with pytest.raises(BackendError, match="is longer than 1,048,576 bytes"):
-            plans.read_plans(bundle)
+    text = record.to_json().encode()
+    path.write_bytes(text.ljust(2**20))
+    assert plans.read_plans(bundle) == (record,)
+    path.write_bytes(text.ljust(2**20 + 1))
+    with pytest.raises(BackendError, match="is longer than 1,048,576 bytes"):
+        plans.read_plans(bundle)
 
 
 def test_a_plan_of_another_length_is_not_read(bundle: Bundle) -> None:
